@@ -1,0 +1,69 @@
+"""Keep Stable-Baselines3 agents able to learn: FIRE reinitialization and plasticity metrics."""
+
+from importlib.metadata import version
+
+from fire_rl.callbacks import FireCallback, InterventionCallback, PlasticityMetricsCallback
+from fire_rl.functional import fire_
+from fire_rl.interventions import (
+    FIRE,
+    INTERVENTIONS,
+    InterventionReport,
+    LayerChange,
+    NoIntervention,
+    make_intervention,
+)
+from fire_rl.metrics import (
+    approximate_rank,
+    dormant_ratio,
+    effective_rank,
+    feature_norm,
+    feature_rank,
+    saturation_ratio,
+    srank,
+    stable_rank,
+    zero_activation_ratio,
+)
+from fire_rl.orthogonal import (
+    deviation_from_isometry,
+    isometry_scale,
+    newton_schulz,
+    polar_factor,
+    squared_frobenius_error,
+)
+from fire_rl.schedules import At, AtFractions, Every, Never, make_schedule
+from fire_rl.surgery import apply_intervention
+
+__version__ = version("fire-rl")
+
+__all__ = [
+    "FIRE",
+    "INTERVENTIONS",
+    "At",
+    "AtFractions",
+    "Every",
+    "FireCallback",
+    "InterventionCallback",
+    "InterventionReport",
+    "LayerChange",
+    "Never",
+    "NoIntervention",
+    "PlasticityMetricsCallback",
+    "apply_intervention",
+    "approximate_rank",
+    "deviation_from_isometry",
+    "dormant_ratio",
+    "effective_rank",
+    "feature_norm",
+    "feature_rank",
+    "fire_",
+    "isometry_scale",
+    "make_intervention",
+    "make_schedule",
+    "newton_schulz",
+    "polar_factor",
+    "saturation_ratio",
+    "squared_frobenius_error",
+    "srank",
+    "stable_rank",
+    "zero_activation_ratio",
+]

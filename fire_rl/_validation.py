@@ -1,0 +1,58 @@
+"""Check arguments: which argument, what was expected, what came, the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection
+from typing import Any
+
+
+def nearest(name: object, choices: Collection[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest choice, or an empty string."""
+    close = difflib.get_close_matches(str(name), list(choices), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(argument: str, value: Any, choices: Collection[str]) -> None:
+    """Raise ValueError unless a value is one of the named choices."""
+    if not isinstance(value, str) or value not in choices:
+        expected = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(
+            f"`{argument}` must be one of {expected}, got {value!r}.{nearest(value, choices)}"
+        )
+
+
+def check_names(argument: str, names: Collection[str], choices: Collection[str]) -> None:
+    """Raise ValueError unless every name is a known one."""
+    for name in names:
+        check_choice(argument, name, choices)
+
+
+def check_int(argument: str, value: Any, minimum: int) -> int:
+    """Return a whole number of at least ``minimum``; 1e5 counts, 0.5 and True do not."""
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+    if not whole or value < minimum:
+        raise ValueError(
+            f"`{argument}` must be a whole number of at least {minimum}, got {value!r}."
+        )
+    return int(value)
+
+
+def check_positive(argument: str, value: Any, maximum: float = math.inf) -> float:
+    """Return a finite number above 0 and at most ``maximum``."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (0 < value <= maximum and math.isfinite(value)):
+        bound = "" if math.isinf(maximum) else f" and at most {maximum:g}"
+        raise ValueError(f"`{argument}` must be a number above 0{bound}, got {value!r}.")
+    return float(value)
+
+
+def as_names(argument: str, value: Any) -> tuple[str, ...]:
+    """Return a tuple of strings, from one string or a list of them."""
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, list | tuple | set | frozenset) or not all(
+        isinstance(name, str) for name in names
+    ):
+        raise ValueError(f"`{argument}` must be a name or a list of names, got {value!r}.")
+    return tuple(names)

@@ -1,0 +1,92 @@
+"""Interventions: one method is one file, one line in ``INTERVENTIONS``, one contract-test row."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fire_rl._validation import check_choice, nearest
+from fire_rl.interventions.base import (
+    Aftermath,
+    Context,
+    Intervention,
+    Network,
+    Update,
+)
+from fire_rl.interventions.fire import FIRE
+from fire_rl.interventions.none import NoIntervention
+from fire_rl.interventions.report import Changes, InterventionReport, LayerChange
+
+__all__ = [
+    "FIRE",
+    "INTERVENTIONS",
+    "Aftermath",
+    "Changes",
+    "Context",
+    "Intervention",
+    "InterventionReport",
+    "LayerChange",
+    "Network",
+    "NoIntervention",
+    "Update",
+    "make_intervention",
+]
+
+INTERVENTIONS: Mapping[str, type[Any]] = {
+    "fire": FIRE,
+    "none": NoIntervention,
+}
+
+
+def make_intervention(spec: Intervention | str | Mapping[str, Any] | None) -> Intervention:
+    """Build an intervention from plain values.
+
+    Args:
+        spec: A name (``"fire"``); a mapping with ``name``, an optional ``preset`` (a named
+            constructor such as ``"paper_dqn"``) and the intervention's options; an intervention,
+            returned as it is; or None for :class:`NoIntervention`.
+
+    Raises:
+        ValueError: If a name, preset or option is unknown (the nearest is offered) or out of range.
+        TypeError: If ``spec`` is none of these.
+    """
+    if spec is None:
+        return NoIntervention()
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    if not isinstance(spec, Mapping):
+        if hasattr(spec, "plan") and not isinstance(spec, type):
+            return spec
+        raise TypeError(
+            "`intervention` must be a name, a mapping such as {'name': 'fire'} or an intervention "
+            f"object, got {spec!r}."
+        )
+    options = dict(spec)
+    name = options.pop("name", None)
+    preset = options.pop("preset", None)
+    check_choice("intervention name", name, tuple(INTERVENTIONS))
+    kind = INTERVENTIONS[str(name)]
+    check_options(kind, options)
+    if preset is None:
+        made: Intervention = kind(**options)
+        return made
+    presets = [
+        attribute
+        for attribute, value in vars(kind).items()
+        if isinstance(value, classmethod) and not attribute.startswith("_")
+    ]
+    check_choice(f"preset of {name}", preset, presets)
+    made = getattr(kind, str(preset))(**options)
+    return made
+
+
+def check_options(kind: type[Any], options: Mapping[str, Any]) -> None:
+    """Raise ValueError for options that an intervention does not have."""
+    known = [option.name for option in dataclasses.fields(kind)]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"`{kind.name}` has no option {option!r}; it has {', '.join(known)}."
+                f"{nearest(option, known)}"
+            )

@@ -1,0 +1,194 @@
+"""The protocol of an intervention: what it sees and what it plans.
+
+An intervention is a pure function: it reads a :class:`Network` and a :class:`Context` and returns
+the new value of each tensor that it wants to change. :func:`write` is the one place that mutates.
+What happens around the weights (targets, optimizer, entropy temperature) is a set of named
+choices, :class:`Aftermath`, which surgery carries out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fire_rl._validation import check_choice, nearest
+from fire_rl.layers import WeightLayer, first_non_finite, is_norm_layer, weight_layers_of
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """One trained network, as an intervention sees it.
+
+    Attributes:
+        role: ``"actor"``, ``"critic"``, ``"shared"``; ``"network"`` for a plain module.
+        modules: Every submodule once, by its dotted name.
+        tensors: Every parameter and buffer once, by its dotted name.
+        heads: Names of the output layers.
+    """
+
+    role: str
+    modules: Mapping[str, nn.Module]
+    tensors: Mapping[str, Tensor]
+    heads: Collection[str] = ()
+
+    @classmethod
+    def from_module(cls, module: nn.Module, heads: Collection[str] | None = None) -> Network:
+        """Describe a plain module; by default its last weight layer is the head."""
+        modules = dict(module.named_modules())
+        tensors = dict([*module.named_parameters(), *module.named_buffers()])
+        if heads is None:
+            layers = weight_layers_of(modules.items())
+            heads = {layers[-1].name} if layers else ()
+        return cls("network", modules, tensors, heads)
+
+    @cached_property
+    def layers(self) -> tuple[WeightLayer, ...]:
+        """The linear and convolutional layers, in order."""
+        return weight_layers_of(self.modules.items(), self.heads)
+
+    @cached_property
+    def norm_tensors(self) -> tuple[str, ...]:
+        """Names of scales, shifts and running statistics of normalisation layers."""
+        prefixes = {name for name, module in self.modules.items() if is_norm_layer(module)}
+        return tuple(name for name in self.tensors if name.rpartition(".")[0] in prefixes)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an intervention may ask for; each is computed only when it is called.
+
+    Attributes:
+        fresh: New tensors by name, drawn by the network's own initialisation.
+        initial: The tensors with which the run began, by name.
+        activations: Post-activation tensors by layer name, on the probe observations.
+        generator: The intervention's own random numbers.
+    """
+
+    fresh: Callable[[], Mapping[str, Tensor]]
+    initial: Callable[[], Mapping[str, Tensor]]
+    activations: Callable[[], Mapping[str, Tensor]]
+    generator: torch.Generator
+
+    def source(self, name: Literal["fresh", "initial"]) -> Mapping[str, Tensor]:
+        """Return the tensors that a reset puts in."""
+        return self.fresh() if name == "fresh" else self.initial()
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an intervention wants of one tensor.
+
+    Attributes:
+        value: The new value, of the tensor's shape.
+        action: What was done, for the report: ``"project"``, ``"reset"``, ``"zero"``, ...
+        scale: Singular value that counts as isometric, one number or one per matrix of the layer
+            (see :meth:`~fire_rl.layers.WeightLayer.matrices`); None is the published scale.
+    """
+
+    value: Tensor
+    action: str
+    scale: float | Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Aftermath:
+    """What happens around the weights, by name.
+
+    Attributes:
+        target: Target networks where the online network changed: ``"copy"`` the online network
+            into them, ``"keep"`` them, or do the ``"same"`` to their own weights.
+        optimizer_state: Forget moments and step count of every ``"changed"`` parameter, of
+            ``"all"`` parameters of the networks' optimizers, or ``"keep"`` them.
+        entropy_temperature: ``"reset"`` SAC's learned temperature to the start value in
+            ``ent_coef``, with its optimizer; a fixed one is never touched.
+        vecnormalize: ``"reset"`` the running statistics of VecNormalize.
+        replay_buffer: ``"clear"`` the replay buffer.
+    """
+
+    target: Literal["copy", "keep", "same"] = "copy"
+    optimizer_state: Literal["changed", "all", "keep"] = "changed"
+    entropy_temperature: Literal["keep", "reset"] = "keep"
+    vecnormalize: Literal["keep", "reset"] = "keep"
+    replay_buffer: Literal["keep", "clear"] = "keep"
+
+    def __post_init__(self) -> None:
+        check_choice("target", self.target, ("copy", "keep", "same"))
+        check_choice("optimizer_state", self.optimizer_state, ("changed", "all", "keep"))
+        check_choice("entropy_temperature", self.entropy_temperature, ("keep", "reset"))
+        check_choice("vecnormalize", self.vecnormalize, ("keep", "reset"))
+        check_choice("replay_buffer", self.replay_buffer, ("keep", "clear"))
+
+
+class Intervention(Protocol):
+    """What every intervention is able to do."""
+
+    name: ClassVar[str]
+
+    @property
+    def networks(self) -> tuple[str, ...] | None:
+        """Roles to act on, None for all."""
+        ...
+
+    @property
+    def aftermath(self) -> Aftermath:
+        """What to do around the weights."""
+        ...
+
+    def check(self, networks: Sequence[Network]) -> None:
+        """Raise ValueError if an option does not fit these networks; called before any plan."""
+        ...
+
+    def plan(self, network: Network, context: Context) -> dict[str, Update]:
+        """Compute new values by tensor name; change nothing."""
+        ...
+
+
+def check_finite(network: Network) -> None:
+    """Raise ValueError if a tensor of the network holds NaN or infinity, naming it."""
+    name = first_non_finite(network.tensors.items())
+    if name is not None:
+        raise ValueError(
+            f"`{name}` ({network.role}) holds NaN or infinite values before the intervention; "
+            "nothing was changed. Training has diverged: go back to an earlier checkpoint."
+        )
+
+
+@torch.no_grad()
+def write(network: Network, updates: Mapping[str, Update]) -> None:
+    """Put planned values into the network, in place.
+
+    ``copy_`` keeps the Parameter objects, their storage and their memory format: optimizers,
+    SB3's aliases and compiled graphs hold references to them.
+    """
+    for name, update in updates.items():
+        network.tensors[name].copy_(update.value)
+
+
+def select_layers(
+    layers: Iterable[WeightLayer], include: Sequence[str], exclude: Sequence[str]
+) -> Iterator[WeightLayer]:
+    """Yield the layers whose name matches a pattern of ``include`` (if any), none of ``exclude``.
+
+    Patterns are shell-style: ``"features_extractor.*"``.
+    """
+    for layer in layers:
+        wanted = not include or any(fnmatchcase(layer.name, pattern) for pattern in include)
+        if wanted and not any(fnmatchcase(layer.name, pattern) for pattern in exclude):
+            yield layer
+
+
+def check_patterns(argument: str, patterns: Sequence[str], networks: Sequence[Network]) -> None:
+    """Raise ValueError for a pattern that matches no layer of any network."""
+    names = [layer.name for network in networks for layer in network.layers]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"`{argument}` pattern {pattern!r} matches no layer; the layers are "
+                f"{', '.join(names)}.{nearest(pattern, names)}"
+            )

@@ -1,0 +1,230 @@
+"""FIRE: Frobenius-isometry reinitialization (ICLR 2026, arXiv 2602.08040).
+
+Each weight matrix moves to the nearest matrix with isometric columns, times a scale. It keeps as
+much of what was learned as the constraint allows (smallest squared Frobenius error) and brings the
+deviation from isometry to zero, which is what lets the network learn on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fire_rl._validation import as_names, check_choice, check_int, check_positive
+from fire_rl.interventions.base import (
+    Aftermath,
+    Context,
+    Network,
+    Update,
+    check_patterns,
+    select_layers,
+)
+from fire_rl.layers import WeightLayer, check_writable
+from fire_rl.orthogonal import NullDirections, newton_schulz, polar_factor
+
+LayerRule = Literal["project", "reset", "keep"]
+
+_RULES = ("project", "reset", "keep")
+_SCALES = ("published", "frobenius_optimal")
+
+
+@dataclass(frozen=True)
+class FIRE:
+    """Move weights to the nearest scaled isometry: ``W ← (1-β) W + β · s · polar(W)``.
+
+    ``FIRE()`` is the paper's Algorithm 1: every linear and convolutional layer, heads included, by
+    ten Newton-Schulz steps, at the published scale. Every choice that published code leaves hidden
+    is an argument. Biases, norm layers, ``log_std``, the entropy temperature, VecNormalize
+    statistics and the replay buffer are kept unless asked for.
+
+    Args:
+        method: ``"newton_schulz"`` as published, or ``"exact"``, which reaches the constraint also
+            on square and ill-conditioned layers, where ten steps do not.
+        num_steps: Newton-Schulz steps; the paper takes 10 (5 for language models).
+        scale: ``"published"``: ``sqrt(d_out / d_in)``, for convolutions
+            ``sqrt(c_out / c_in) / (kh · kw)`` per tap; ``"frobenius_optimal"``: per matrix, the
+            factor that minimises the squared Frobenius error; or a positive number.
+        strength: β in (0, 1]. 1 is the paper; less keeps more of what was learned.
+        hidden: What happens to linear layers that are no heads: ``"project"``, ``"reset"`` (weight
+            and bias anew, see ``source``) or ``"keep"``.
+        conv: The same for convolutions.
+        head: The same for output layers.
+        include: Names or shell patterns of the only layers to touch; empty means all.
+        exclude: Names or shell patterns of layers to leave alone.
+        networks: Roles to act on, such as ``["critic"]``; None means all.
+        source: Where ``"reset"`` takes weights from: ``"fresh"``, a new draw of the policy's own
+            initialisation, or ``"initial"``, the weights the run began with.
+        null_directions: For ``method="exact"``, see :func:`~fire_rl.orthogonal.polar_factor`.
+        biases: Of projected layers: ``"keep"``, ``"reset"`` or ``"zero"``.
+        norm_layers: ``"keep"``, or ``"reset"`` scales, shifts and running statistics.
+        log_std: ``"keep"``, or ``"reset"`` a state-independent log standard deviation (PPO, gSDE).
+        target: See :class:`~fire_rl.interventions.base.Aftermath`; so are the next four.
+        optimizer_state: ``"changed"``, ``"all"`` or ``"keep"``.
+        entropy_temperature: ``"keep"`` or ``"reset"``.
+        vecnormalize: ``"keep"`` or ``"reset"``.
+        replay_buffer: ``"keep"`` or ``"clear"``.
+
+    Raises:
+        ValueError: If an option is out of range or no known choice.
+
+    Example:
+        >>> FIRE(strength=0.5, head="keep", networks=["critic"])  # doctest: +ELLIPSIS
+        FIRE(method='newton_schulz', num_steps=10, ...)
+    """
+
+    method: Literal["newton_schulz", "exact"] = "newton_schulz"
+    num_steps: int = 10
+    scale: Literal["published", "frobenius_optimal"] | float = "published"
+    strength: float = 1.0
+    hidden: LayerRule = "project"
+    conv: LayerRule = "project"
+    head: LayerRule = "project"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    networks: tuple[str, ...] | None = None
+    source: Literal["fresh", "initial"] = "fresh"
+    null_directions: NullDirections = "keep"
+    biases: Literal["keep", "reset", "zero"] = "keep"
+    norm_layers: Literal["keep", "reset"] = "keep"
+    log_std: Literal["keep", "reset"] = "keep"
+    target: Literal["copy", "keep", "same"] = "copy"
+    optimizer_state: Literal["changed", "all", "keep"] = "changed"
+    entropy_temperature: Literal["keep", "reset"] = "keep"
+    vecnormalize: Literal["keep", "reset"] = "keep"
+    replay_buffer: Literal["keep", "clear"] = "keep"
+
+    name: ClassVar[str] = "fire"
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, ("newton_schulz", "exact"))
+        if isinstance(self.scale, str):
+            check_choice("scale", self.scale, _SCALES)
+        else:
+            check_positive("scale", self.scale)
+        for rule in ("hidden", "conv", "head"):
+            check_choice(rule, getattr(self, rule), _RULES)
+        check_choice("source", self.source, ("fresh", "initial"))
+        check_choice("null_directions", self.null_directions, ("keep", "complete"))
+        check_choice("biases", self.biases, ("keep", "reset", "zero"))
+        check_choice("norm_layers", self.norm_layers, ("keep", "reset"))
+        check_choice("log_std", self.log_std, ("keep", "reset"))
+        self._set(
+            num_steps=check_int("num_steps", self.num_steps, 1),
+            strength=check_positive("strength", self.strength, 1.0),
+            include=as_names("include", self.include),
+            exclude=as_names("exclude", self.exclude),
+        )
+        if self.networks is not None:
+            self._set(networks=as_names("networks", self.networks))
+        assert self.aftermath  # checks its own five choices
+
+    @classmethod
+    def paper_dqn(cls, **options: Any) -> FIRE:
+        """Return FIRE as in the authors' DQN code (FIRE repository, ``rl/dqn``).
+
+        Convolutions are projected, linear layers and their biases go back to the weights the run
+        began with, Adam's state is kept. The target network is a full copy; the published code
+        forgets its convolution biases.
+        """
+        preset: dict[str, Any] = {
+            "hidden": "reset",
+            "head": "reset",
+            "source": "initial",
+            "optimizer_state": "keep",
+        }
+        return cls(**{**preset, **options})
+
+    @classmethod
+    def paper_sac(cls, **options: Any) -> FIRE:
+        """Return FIRE as in the authors' SAC code (FIRE repository, ``rl/sac``).
+
+        Every dense layer is projected; optimizers and the entropy temperature start anew.
+        """
+        preset: dict[str, Any] = {"optimizer_state": "all", "entropy_temperature": "reset"}
+        return cls(**{**preset, **options})
+
+    @property
+    def aftermath(self) -> Aftermath:
+        """What to do around the weights."""
+        return Aftermath(
+            self.target,
+            self.optimizer_state,
+            self.entropy_temperature,
+            self.vecnormalize,
+            self.replay_buffer,
+        )
+
+    def check(self, networks: Sequence[Network]) -> None:
+        """Raise ValueError if a name pattern matches no layer, or a layer cannot be written."""
+        check_patterns("include", self.include, networks)
+        check_patterns("exclude", self.exclude, networks)
+        for network in networks:
+            for layer in select_layers(network.layers, self.include, self.exclude):
+                if self._rule(layer) != "keep":
+                    check_writable(layer)
+
+    @torch.no_grad()
+    def plan(self, network: Network, context: Context) -> dict[str, Update]:
+        """Compute the new tensors of a network. Frozen weights are kept."""
+        updates: dict[str, Update] = {}
+        for layer in select_layers(network.layers, self.include, self.exclude):
+            rule = "keep" if layer.frozen else self._rule(layer)
+            weight, bias = layer.tensor_name("weight"), layer.tensor_name("bias")
+            if rule == "project":
+                updates[weight] = self._project(layer)
+                if self.biases == "zero" and layer.bias is not None:
+                    zero = torch.zeros_like(layer.bias)
+                    updates[bias] = Update(zero, "zero")
+            if rule == "reset":
+                updates |= self._reset([weight], network, context)
+            if rule == "reset" or (rule == "project" and self.biases == "reset"):
+                updates |= self._reset([bias], network, context)
+        if self.norm_layers == "reset":
+            updates |= self._reset(network.norm_tensors, network, context)
+        if self.log_std == "reset":
+            names = [name for name in network.tensors if name.split(".")[-1] == "log_std"]
+            updates |= self._reset(names, network, context)
+        return updates
+
+    def _rule(self, layer: WeightLayer) -> LayerRule:
+        if layer.is_head:
+            return self.head
+        return self.conv if layer.kind == "conv" else self.hidden
+
+    def _project(self, layer: WeightLayer) -> Update:
+        # Half-precision weights are rounded once, at the end.
+        old = layer.matrices().to(torch.promote_types(layer.weight.dtype, torch.float32))
+        if self.method == "exact":
+            factor = polar_factor(old, self.null_directions)
+        else:
+            factor = newton_schulz(old, self.num_steps)
+        scale = self._scale(layer, factor)
+        factor = factor * scale
+        if self.strength < 1:
+            factor = torch.lerp(old, factor, self.strength)
+        return Update(layer.from_matrices(factor), "project", scale)
+
+    def _scale(self, layer: WeightLayer, factor: Tensor) -> float | Tensor:
+        if self.scale == "published":
+            return layer.scale
+        if isinstance(self.scale, str):
+            squared = factor.square().sum(dim=(-2, -1), keepdim=True)
+            # The minimiser of ‖W - s Q‖²; for an isometry the mean singular value of W.
+            best = (layer.matrices() * factor).sum(dim=(-2, -1), keepdim=True) / squared
+            return best.nan_to_num(1.0)  # zero matrices stay zero
+        return float(self.scale)
+
+    def _reset(self, names: Sequence[str], network: Network, context: Context) -> dict[str, Update]:
+        present = [name for name in names if name in network.tensors]
+        if not present:
+            return {}
+        source = context.source(self.source)
+        return {name: Update(source[name], "reset") for name in present}
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)

@@ -1,0 +1,174 @@
+"""What an intervention did: layer by layer, and for a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fire_rl.interventions.base import Network, Update
+from fire_rl.orthogonal import deviation_from_isometry, squared_frobenius_error
+
+# SB3's stdout table raises where two keys share their first 36 characters.
+_SHORT = {
+    "dormant_ratio": "dormant",
+    "effective_rank": "erank",
+    "action_difference": "action_diff",
+}
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """What became of one layer's weight.
+
+    Attributes:
+        name: Dotted name of the layer.
+        kind: ``"linear"`` or ``"conv"``.
+        shape: Shape of the weight.
+        action: What was done; ``"keep"`` if nothing.
+        sfe: Squared Frobenius error ``‖new - old‖_F²``, summed over the layer's matrices.
+        dfi_before: Deviation from isometry of ``W / s`` before, summed over the matrices.
+        dfi_after: The same after.
+        norm_before: Frobenius norm of the weight before.
+        norm_after: The same after.
+        num_singular_values: By which DfI is divided to compare layers.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    action: str
+    sfe: float
+    dfi_before: float
+    dfi_after: float
+    norm_before: float
+    norm_after: float
+    num_singular_values: int
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What became of one network: its weight layers, and the names of its other changed tensors."""
+
+    layers: tuple[LayerChange, ...]
+    others: Mapping[str, str] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def describe_changes(network: Network, updates: Mapping[str, Update]) -> Changes:
+    """Compare a network with the updates planned for it, before they are written."""
+    layers = []
+    for layer in network.layers:
+        update = updates.get(layer.tensor_name("weight"))
+        old = layer.matrices()
+        old = old.to(torch.promote_types(old.dtype, torch.float32))
+        scale: float | Tensor = layer.scale
+        if update is not None and update.scale is not None:
+            scale = update.scale
+        if isinstance(scale, Tensor):
+            scale = scale.to(old).reshape(-1, 1, 1)
+        dfi_before = float(deviation_from_isometry(old / scale).sum())
+        norm_before = float(torch.linalg.vector_norm(old))
+        sfe, dfi_after, norm_after = 0.0, dfi_before, norm_before
+        if update is not None:
+            # As the layer will hold it: rounded to its dtype.
+            new = layer.matrices(update.value.to(layer.weight)).to(old.dtype)
+            sfe = float(squared_frobenius_error(new, old).sum())
+            dfi_after = float(deviation_from_isometry(new / scale).sum())
+            norm_after = float(torch.linalg.vector_norm(new))
+        layers.append(
+            LayerChange(
+                name=layer.name,
+                kind=layer.kind,
+                shape=tuple(layer.weight.shape),
+                action="keep" if update is None else update.action,
+                sfe=sfe,
+                dfi_before=dfi_before,
+                dfi_after=dfi_after,
+                norm_before=norm_before,
+                norm_after=norm_after,
+                num_singular_values=layer.num_singular_values,
+            )
+        )
+    weights = {layer.tensor_name("weight") for layer in network.layers}
+    others = {name: update.action for name, update in updates.items() if name not in weights}
+    return Changes(tuple(layers), others)
+
+
+@dataclass(frozen=True)
+class InterventionReport:
+    """What one intervention did to a model.
+
+    Attributes:
+        intervention: Its name.
+        options: All its options, as plain values.
+        num_timesteps: Environment steps of the model at that moment.
+        dry_run: Whether the model was left as it was.
+        networks: Role to what became of its layers and other tensors; roles not acted on are
+            missing.
+        before: Role to ``dormant_ratio`` and ``effective_rank`` on the probe just before.
+        after: The same just after.
+        policy_change: See :func:`fire_rl.measurement.policy_change`.
+        probe_observations: Number of observations that the last three rest on.
+        optimizer_entries_forgotten: Number of parameters whose optimizer state was forgotten.
+        seconds: Duration, measuring included.
+    """
+
+    intervention: str
+    options: Mapping[str, Any]
+    num_timesteps: int
+    dry_run: bool
+    networks: Mapping[str, Changes]
+    before: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    after: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    policy_change: dict[str, float] = field(default_factory=dict)
+    probe_observations: int = 0
+    optimizer_entries_forgotten: int = 0
+    seconds: float = 0.0
+
+    @property
+    def layers(self) -> tuple[LayerChange, ...]:
+        """The changes of all networks' layers, in order."""
+        return tuple(layer for changes in self.networks.values() for layer in changes.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values, ready for JSON."""
+        return asdict(self)
+
+    def scalars(self) -> dict[str, float]:
+        """Return the pooled numbers by log key, ``intervention/<role>/<name>``."""
+        found: dict[str, float] = {}
+        for role, changes in self.networks.items():
+            prefix = f"intervention/{role}"
+            singular_values = sum(layer.num_singular_values for layer in changes.layers) or 1
+            norm = sum(layer.norm_before**2 for layer in changes.layers)
+            found[f"{prefix}/sfe"] = sum(layer.sfe for layer in changes.layers)
+            found[f"{prefix}/relative_sfe"] = found[f"{prefix}/sfe"] / norm if norm else 0.0
+            for when in ("before", "after"):
+                total = sum(getattr(layer, f"dfi_{when}") for layer in changes.layers)
+                found[f"{prefix}/dfi_{when}"] = total / singular_values
+                for name, value in getattr(self, when).get(role, {}).items():
+                    found[f"{prefix}/{_SHORT[name]}_{when}"] = value
+        for name, value in self.policy_change.items():
+            role = "critic" if name == "value_shift" or "actor" not in self.before else "actor"
+            found[f"intervention/{role}/{_SHORT.get(name, name)}"] = value
+        return found
+
+    def summary(self) -> str:
+        """Return one readable line."""
+        parts = [f"{self.intervention} at step {self.num_timesteps:,}"]
+        numbers = self.scalars()
+        for role, changes in self.networks.items():
+            touched = sum(layer.action != "keep" for layer in changes.layers)
+            text = f"{role}: {touched} of {len(changes.layers)} layers"
+            for name, label in (("dfi", "DfI/sv"), ("dormant", "dormant"), ("erank", "erank")):
+                before = numbers.get(f"intervention/{role}/{name}_before")
+                after = numbers.get(f"intervention/{role}/{name}_after")
+                if before is not None and after is not None:
+                    text += f", {label} {before:.3g} → {after:.3g}"
+            parts.append(text)
+        parts += [f"{name} {value:.3g}" for name, value in self.policy_change.items()]
+        return "; ".join([*parts, f"{self.seconds:.2f} s"])

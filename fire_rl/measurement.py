@@ -1,0 +1,168 @@
+"""Measure a model's networks on a probe: plasticity by role and layer, and how answers changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.distributions import kl_divergence
+from torch import Tensor
+
+from fire_rl.metrics.activations import Activations, capture_activations
+from fire_rl.metrics.features import (
+    dormant_ratio,
+    feature_norm,
+    feature_ranks,
+    saturation_ratio,
+    zero_activation_ratio,
+)
+from fire_rl.metrics.weights import pool_weight_metrics, weight_metrics
+from fire_rl.networks import NetworkGroup, PolicyOutputs, anatomy_of
+from fire_rl.probe import MIN_PROBE_SIZE, Probe
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Metrics of one network.
+
+    Attributes:
+        pooled: Metric name to value, over the whole network. Dormant, zero-activation and
+            saturation ratios are pooled over units; ranks and the feature norm are those of the
+            penultimate layer, averaged over several heads' inputs.
+        layers: The same by layer name.
+    """
+
+    pooled: Metrics
+    layers: Mapping[str, Metrics]
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """One forward pass on a probe: what the policy answers and what its units do."""
+
+    outputs: PolicyOutputs
+    activations: Activations
+
+
+def observe(model: BaseAlgorithm, groups: Sequence[NetworkGroup], probe: Probe) -> Observed:
+    """Run the model's networks once on a probe, in evaluation mode, and keep activations."""
+    anatomy = anatomy_of(model)
+    layers = {layer.name: layer.module for group in groups for layer in group.online.layers}
+    heads = [name for group in groups for name in group.online.heads]
+    outputs: list[PolicyOutputs] = []
+
+    def forward() -> None:
+        outputs.append(anatomy.forward(model.policy, probe.observations, probe.actions))
+
+    activations = capture_activations(layers, [model.policy], forward, heads)
+    return Observed(outputs[0], activations)
+
+
+def activation_metrics(group: NetworkGroup, activations: Activations) -> Measurement:
+    """Measure what one network's units do, see :class:`Measurement`."""
+    post = {
+        layer.name: activations.post[layer.name]
+        for layer in group.online.layers
+        if layer.name in activations.post
+    }
+    layers = {
+        layer.name: _layer_metrics(layer.name, post[layer.name], activations)
+        for layer in group.online.layers
+        if layer.name in post
+    }
+    pooled = _unit_metrics(post, activations) if post else {}
+    ranks = [_feature_metrics(features) for features in _penultimate(group, activations)]
+    for name in ranks[0] if ranks else ():
+        pooled[name] = sum(rank[name] for rank in ranks) / len(ranks)
+    return Measurement(pooled, layers)
+
+
+def parameter_metrics(group: NetworkGroup) -> Measurement:
+    """Measure one network's weights."""
+    pairs = [(layer, weight_metrics(layer)) for layer in group.online.layers]
+    return Measurement(
+        pool_weight_metrics(pairs), {layer.name: metrics for layer, metrics in pairs}
+    )
+
+
+@torch.no_grad()
+def policy_change(before: PolicyOutputs, after: PolicyOutputs) -> Metrics:
+    """Compare two answers to the same observations.
+
+    Returns:
+        ``policy_kl``: mean KL divergence from the old to the new action distribution, in nats (for
+        squashed actions that of the Gaussians underneath, which is the same number);
+        ``action_difference``: share of observations whose greedy action differs, or mean absolute
+        difference of the deterministic continuous action; ``value_shift``: mean absolute
+        difference of the values. Only what the algorithm has.
+    """
+    change: Metrics = {}
+    if before.distribution is not None and after.distribution is not None:
+        change["policy_kl"] = float(kl_divergence(before.distribution, after.distribution).mean())
+    if before.action is not None and after.action is not None:
+        if before.action.is_floating_point():
+            difference = (before.action - after.action).abs()
+        else:
+            difference = (before.action != after.action).float()
+        change["action_difference"] = float(difference.mean())
+    if before.values is not None and after.values is not None:
+        change["value_shift"] = float((before.values - after.values).abs().mean())
+    return change
+
+
+def probe_size(groups: Iterable[NetworkGroup]) -> int:
+    """Return ``max(1024, 2 D)`` for the widest features whose rank is measured."""
+    widths = [
+        size
+        for group in groups
+        for layer in group.online.layers
+        if layer.kind == "linear"
+        for size in (layer.weight.shape[1 if layer.is_head else 0],)
+    ]
+    return max(MIN_PROBE_SIZE, 2 * max(widths, default=0))
+
+
+def _unit_metrics(post: Mapping[str, Tensor], activations: Activations) -> Metrics:
+    metrics = {
+        "dormant_ratio": dormant_ratio(post, tau=0.025),
+        "dormant_ratio_0.1": dormant_ratio(post, tau=0.1),
+        "zero_activation": zero_activation_ratio(post),
+    }
+    tanh = {name: units for name, units in post.items() if activations.kinds[name] == "Tanh"}
+    if tanh:
+        metrics["saturation"] = saturation_ratio(tanh)
+    return metrics
+
+
+def _layer_metrics(name: str, units: Tensor, activations: Activations) -> Metrics:
+    metrics = _unit_metrics({name: units}, activations)
+    if units.ndim == 2:
+        metrics |= _feature_metrics(units)
+    return metrics
+
+
+def _feature_metrics(features: Tensor) -> Metrics:
+    if len(features) < features.shape[1]:
+        ranks = {"effective_rank": math.nan, "srank": math.nan}
+    else:
+        found = feature_ranks(features)
+        ranks = {"effective_rank": found["effective_rank"], "srank": found["srank"]}
+    return {**ranks, "feature_norm": feature_norm(features)}
+
+
+def _penultimate(group: NetworkGroup, activations: Activations) -> list[Tensor]:
+    """Inputs of the heads, once each; a shared extractor's are its last linear features."""
+    inputs = [activations.inputs[name] for name in group.online.heads if name in activations.inputs]
+    if not inputs:
+        linear = [
+            activations.post[layer.name]
+            for layer in group.online.layers
+            if layer.kind == "linear" and layer.name in activations.post
+        ]
+        inputs = linear[-1:]
+    return list({features.data_ptr(): features for features in inputs}.values())

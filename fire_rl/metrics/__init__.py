@@ -1,0 +1,27 @@
+"""Plasticity metrics: tensors in, floats out."""
+
+from fire_rl.metrics.features import (
+    approximate_rank,
+    dormant_mask,
+    dormant_ratio,
+    effective_rank,
+    feature_norm,
+    feature_rank,
+    saturation_ratio,
+    srank,
+    stable_rank,
+    zero_activation_ratio,
+)
+
+__all__ = [
+    "approximate_rank",
+    "dormant_mask",
+    "dormant_ratio",
+    "effective_rank",
+    "feature_norm",
+    "feature_rank",
+    "saturation_ratio",
+    "srank",
+    "stable_rank",
+    "zero_activation_ratio",
+]

@@ -1,0 +1,210 @@
+"""Apply an intervention to an SB3 model: the order of operations, and nothing else.
+
+Everything is checked and computed before the first weight changes; weights, targets and optimizer
+state change in place. The training's random numbers are untouched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import Tensor
+
+from fire_rl._random import isolated_rng
+from fire_rl.aftermath import settle
+from fire_rl.interventions import make_intervention
+from fire_rl.interventions.base import Context, Intervention, Update, check_finite, write
+from fire_rl.interventions.report import InterventionReport, describe_changes
+from fire_rl.layers import first_non_finite
+from fire_rl.measurement import (
+    Metrics,
+    Observed,
+    activation_metrics,
+    observe,
+    policy_change,
+    probe_size,
+)
+from fire_rl.networks import (
+    NetworkGroup,
+    fresh_policy,
+    network_groups,
+    policy_tensors,
+    select_groups,
+)
+from fire_rl.probe import Probe, ProbeSource
+
+_Plans = dict[str, dict[str, Update]]
+# What a report compares before and after, besides the policy's answers.
+_REPORTED = ("dormant_ratio", "effective_rank")
+
+
+def apply_intervention(
+    model: BaseAlgorithm,
+    intervention: Intervention | str | Mapping[str, Any],
+    *,
+    dry_run: bool = False,
+    save_before: str | Path | None = None,
+    initial: Mapping[str, Tensor] | None = None,
+    probe: Probe | None = None,
+    seed: int | None = None,
+) -> InterventionReport:
+    """Apply an intervention to an SB3 model now.
+
+    Between two calls of ``learn()`` this is always safe; inside, only ``_on_rollout_start`` is
+    (see :class:`~fire_rl.callbacks.InterventionCallback`).
+
+    Args:
+        model: DQN, PPO, A2C, SAC, TD3, DDPG or a subclass.
+        intervention: For example ``FIRE(strength=0.5)``, ``"fire"`` or a mapping.
+        dry_run: Report what would happen and leave the model as it was, to the bit.
+        save_before: Folder for a copy of the model as it was, ``before_<name>_<steps>.zip``.
+        initial: The tensors with which the run began, by the policy's parameter names, for
+            options ``source="initial"``; a callback remembers them.
+        probe: Observations to measure on; by default up to ``max(1024, 2 D)`` are drawn from the
+            model's buffer, and nothing is measured while it is empty.
+        seed: Of the intervention's own random numbers; by default the model's seed plus its steps.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: If the algorithm, a role or a layer name is unknown, or a weight is not finite,
+            before or after; then nothing was changed.
+    """
+    started = time.perf_counter()
+    intervention = make_intervention(intervention)
+    seed = (model.seed or 0) + model.num_timesteps if seed is None else seed
+    every_group = network_groups(model)
+    groups = select_groups(every_group, intervention.networks)
+    for group in groups:
+        check_finite(group.online)
+    intervention.check([group.online for group in groups])
+    if probe is None:
+        probe = ProbeSource(probe_size(every_group), seed).live(model)
+    observed = observe(model, every_group, probe) if probe is not None else None
+    context = _context(model, initial, observed, seed)
+    with isolated_rng(seed):
+        plans = {group.role: intervention.plan(group.online, context) for group in groups}
+        target_plans = _plan_targets(groups, intervention, context)
+    _check_plans(plans)
+    changes = {group.role: describe_changes(group.online, plans[group.role]) for group in groups}
+    if save_before is not None and not dry_run:
+        path = Path(save_before) / f"before_{intervention.name}_{model.num_timesteps}_steps.zip"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model.save(path)
+    forgotten = 0
+    with _restored(groups) if dry_run else nullcontext():
+        _operate(groups, plans, target_plans, intervention)
+        after = observe(model, every_group, probe) if probe is not None else None
+        if not dry_run:
+            forgotten = settle(model, groups, plans, intervention.aftermath, seed)
+    return InterventionReport(
+        intervention=intervention.name,
+        options=asdict(intervention) if is_dataclass(intervention) else {},
+        num_timesteps=model.num_timesteps,
+        dry_run=dry_run,
+        networks=changes,
+        before=_summary(every_group, observed),
+        after=_summary(every_group, after),
+        policy_change=policy_change(observed.outputs, after.outputs) if observed and after else {},
+        probe_observations=len(probe) if probe is not None else 0,
+        optimizer_entries_forgotten=forgotten,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _context(
+    model: BaseAlgorithm,
+    initial: Mapping[str, Tensor] | None,
+    observed: Observed | None,
+    seed: int,
+) -> Context:
+    @cache
+    def fresh() -> Mapping[str, Tensor]:
+        return policy_tensors(fresh_policy(model, seed))
+
+    def remembered() -> Mapping[str, Tensor]:
+        if initial is None:
+            raise ValueError(
+                "`source='initial'` needs the weights that the run began with, and nobody "
+                "recorded them: use a callback from the start of training, or pass `initial=`."
+            )
+        return initial
+
+    def activations() -> Mapping[str, Tensor]:
+        if observed is None:
+            raise ValueError("There are no observations yet to measure activations on.")
+        return observed.activations.post
+
+    return Context(fresh, remembered, activations, torch.Generator().manual_seed(seed))
+
+
+def _plan_targets(
+    groups: Sequence[NetworkGroup], intervention: Intervention, context: Context
+) -> _Plans:
+    if intervention.aftermath.target != "same":
+        return {}
+    return {
+        group.role: intervention.plan(group.target, context)
+        for group in groups
+        if group.target is not None
+    }
+
+
+def _check_plans(plans: _Plans) -> None:
+    for role, updates in plans.items():
+        name = first_non_finite((name, update.value) for name, update in updates.items())
+        if name is not None:
+            raise ValueError(
+                f"The intervention would make `{name}` ({role}) non-finite; nothing was changed."
+            )
+
+
+def _operate(
+    groups: Sequence[NetworkGroup],
+    plans: _Plans,
+    target_plans: _Plans,
+    intervention: Intervention,
+) -> None:
+    """Change weights: the online networks, then their targets."""
+    for group in groups:
+        write(group.online, plans[group.role])
+        if group.target is None or not plans[group.role]:
+            continue
+        if intervention.aftermath.target == "copy":
+            online = group.online.tensors
+            write(group.target, {n: Update(online[n], "copy") for n in group.target.tensors})
+        elif intervention.aftermath.target == "same":
+            write(group.target, target_plans[group.role])
+
+
+def _summary(groups: Sequence[NetworkGroup], observed: Observed | None) -> dict[str, Metrics]:
+    if observed is None:
+        return {}
+    found = {}
+    for group in groups:
+        pooled = activation_metrics(group, observed.activations).pooled
+        found[group.role] = {name: pooled[name] for name in _REPORTED if name in pooled}
+    return found
+
+
+@contextmanager
+def _restored(groups: Sequence[NetworkGroup]) -> Iterator[None]:
+    """Put every tensor of the networks and their targets back at the end."""
+    networks = [n for group in groups for n in (group.online, group.target) if n is not None]
+    saved = [{name: tensor.clone() for name, tensor in n.tensors.items()} for n in networks]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for network, tensors in zip(networks, saved, strict=True):
+                for name, tensor in tensors.items():
+                    network.tensors[name].copy_(tensor)

@@ -1,0 +1,479 @@
+"""The callbacks in real training: when they act, what they write, and what they leave alone."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    EvalCallback,
+    EveryNTimesteps,
+)
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecNormalize
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fire_rl import (
+    FIRE,
+    At,
+    Every,
+    FireCallback,
+    InterventionCallback,
+    NoIntervention,
+    PlasticityMetricsCallback,
+)
+from fire_rl.probe import ProbeSource
+from tests.models import ALGORITHMS, changed, make_model, state_of
+
+
+def steps(callback):
+    return [report.num_timesteps for report in callback.reports]
+
+
+def trained(algo, callback=None, total=64, observation="mlp", **options):
+    return state_of(make_model(algo, observation, **options).learn(total, callback=callback))
+
+
+class Recorder(BaseCallback):
+    """The policy's tensors at every hook, to see when weights change."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def _note(self, hook):
+        self.seen.append((hook, self.num_timesteps, state_of(self.model)))
+
+    def _on_rollout_start(self):
+        self._note("rollout_start")
+
+    def _on_rollout_end(self):
+        self._note("rollout_end")
+
+    def _on_step(self):
+        self._note("step")
+        return True
+
+
+# Measured early on purpose, with fewer observations than features.
+few_observations = pytest.mark.filterwarnings("ignore:A rank needs at least as many")
+
+
+# --- when ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_events_happen_at_the_rollout_after_the_crossing(algo):
+    model = make_model(algo, n_envs=2)
+    callback = FireCallback(every=30, stop=1.0)
+    model.learn(100, callback=callback)
+    rollout = {"ppo": 16, "a2c": 10}.get(algo, 2)
+    expected = [-(-step // rollout) * rollout for step in (30, 60, 90)]
+    assert steps(callback) == expected
+
+
+def test_stop_at_and_fractions():
+    for options, expected in (
+        ({"every": 20}, [20, 40, 60, 80]),  # 0.8 of 100
+        ({"every": 20, "stop": 0.5}, [20, 40]),
+        ({"at": [10, 96]}, [10, 96]),
+        ({"fractions": [0.25, 0.5]}, [26, 50]),
+        ({"every": 12, "horizon": 50, "stop": 0.5}, [12, 24]),
+    ):
+        callback = FireCallback(**options)
+        make_model("dqn", n_envs=2).learn(100, callback=callback)
+        assert steps(callback) == expected
+
+
+def test_a_crossing_that_is_skipped_over_acts_once():
+    callback = FireCallback(every=3, stop=1.0)
+    make_model("ppo").learn(48, callback=callback)
+    assert steps(callback) == [16, 32]  # the third is crossed by the last rollout
+
+
+@pytest.mark.parametrize("algo", ["ppo", "dqn"])
+@pytest.mark.parametrize("schedule", [{"every": 24}, {"at": [32, 90]}, {"fractions": [0.3, 0.6]}])
+def test_chunked_learning_gives_the_events_of_one_call(algo, schedule):
+    whole = FireCallback(**schedule)
+    weights = trained(algo, whole, total=128)
+    chunked = FireCallback(**schedule, horizon=128)
+    model = make_model(algo)
+    for _ in range(4):
+        model.learn(32, callback=chunked, reset_num_timesteps=False)
+    assert steps(chunked) == steps(whole) != []
+    if algo == "ppo":  # a DQN's exploration schedule depends on the call's total
+        assert not changed(weights, state_of(model))
+
+
+def test_an_event_of_the_last_rollout_survives_into_the_next_call():
+    callback = FireCallback(at=[30])
+    model = make_model("ppo")
+    model.learn(32, callback=callback)
+    assert steps(callback) == []
+    model.learn(32, callback=callback, reset_num_timesteps=False)
+    assert steps(callback) == [32]
+
+
+def test_a_fresh_callback_begins_at_the_models_own_step():
+    model = make_model("ppo").learn(64)
+    callback = FireCallback(every=50, stop=1.0)
+    model.learn(64, callback=callback, reset_num_timesteps=False)
+    assert steps(callback) == [112]  # 100, and not 50
+
+
+def test_a_callback_is_used_again_for_a_new_run_and_a_new_model():
+    callback = FireCallback(at=[16])
+    model = make_model("ppo").learn(32, callback=callback)
+    model.learn(32, callback=callback)  # counts from 0 again
+    make_model("dqn").learn(32, callback=callback)
+    assert steps(callback) == [16, 16, 16]
+
+
+@pytest.mark.parametrize("algo", ["ppo", "dqn", "td3"])
+def test_gradient_updates_as_unit(algo):
+    """PPO: 2 minibatches x 2 epochs per rollout of 16; off-policy: one per 2 steps after 8."""
+    callback = InterventionCallback("fire", Every(8), unit="gradient_updates")
+    make_model(algo).learn(96, callback=callback)
+    if algo == "ppo":
+        assert steps(callback) == [32, 64]
+    else:
+        assert steps(callback)[:2] == [24, 40]
+    with pytest.raises(ValueError, match="`fractions` of gradient updates need `horizon=`"):
+        FireCallback(fractions=[0.5], unit="gradient_updates")
+
+
+def test_before_learning_starts_there_is_a_warning():
+    model = make_model("sac", learning_starts=50)
+    with pytest.warns(UserWarning, match=r"planned at step 20, before .*`learning_starts` 50"):
+        model.learn(30, callback=FireCallback(at=[20]))
+
+
+def test_steps_beyond_the_end_are_said(caplog):
+    make_model("ppo").learn(16, callback=FireCallback(at=[16, 99]))
+    assert "fire at step 16 lies at or beyond the end of this training (16 steps)" in caplog.text
+
+
+# --- what ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_weights_change_at_rollout_start_only(algo):
+    before, after, fire = Recorder(), Recorder(), FireCallback(at=[32])
+    make_model(algo).learn(64, callback=[before, fire, after])
+    for (hook, step, one), (_, _, two) in zip(before.seen, after.seen, strict=True):
+        assert bool(changed(one, two)) == (hook == "rollout_start" and step in steps(fire))
+    assert len(fire.reports) == 1
+
+
+@pytest.mark.parametrize("sde", [False, True])
+def test_ppo_ratio_is_one_on_the_first_minibatch_after_surgery(sde):
+    """The stored log-probabilities are those of the weights that are trained."""
+
+    class FirstRatio(BaseCallback):
+        ratios = None
+
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            buffer, policy = self.model.rollout_buffer, self.model.policy
+            observations = torch.as_tensor(buffer.observations).flatten(0, 1)
+            actions = torch.as_tensor(buffer.actions).flatten(0, 1)
+            _, log_prob, _ = policy.evaluate_actions(observations, actions)
+            old = torch.as_tensor(buffer.log_probs).flatten()
+            self.ratios = (log_prob - old).exp().detach()
+
+    ratio, fire = FirstRatio(), FireCallback(every=16, stop=1.0, log_std="reset")
+    model = make_model("ppo", use_sde=sde)
+    for _ in range(4):
+        model.learn(16, callback=[fire, ratio], reset_num_timesteps=False)
+        torch.testing.assert_close(ratio.ratios, torch.ones(16), atol=1e-6, rtol=0)
+    assert len(fire.reports) == 3
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_no_intervention_is_bit_identical_to_no_callback(algo):
+    callback = InterventionCallback(NoIntervention(), Every(16))
+    assert not changed(trained(algo, callback), trained(algo))
+    assert len(callback.reports) >= 2
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_same_seed_same_weights(algo):
+    runs = [trained(algo, FireCallback(every=16, hidden="reset", seed=seed)) for seed in (1, 1, 2)]
+    assert not changed(runs[0], runs[1])
+    assert changed(runs[0], runs[2])
+
+
+def test_initial_weights_are_those_of_the_first_training_start():
+    model = make_model("dqn")
+    initial = state_of(model)
+    callback = FireCallback(at=[48], preset="paper_dqn")
+    seen = {}
+
+    class After(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_start(self):
+            if callback.reports and not seen:
+                seen.update(state_of(self.model))
+
+    model.learn(32, callback=callback)
+    model.learn(32, callback=[callback, After()], reset_num_timesteps=False)
+    assert not changed(initial, seen)  # an MLP has linear layers only
+
+
+def test_save_before_keeps_the_model_of_just_before(tmp_path):
+    recorder, fire = Recorder(), FireCallback(at=[32], save_before=tmp_path)
+    make_model("ppo").learn(64, callback=[recorder, fire])
+    before = next(s for hook, step, s in recorder.seen if hook == "rollout_start" and step == 32)
+    saved = PPO.load(tmp_path / "before_fire_32_steps.zip")
+    assert not changed(before, state_of(saved))
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+@few_observations
+@pytest.mark.parametrize(
+    ("algo", "observation"),
+    [(algo, "mlp") for algo in ALGORITHMS]
+    + [("dqn", "cnn"), ("ppo", "cnn"), ("sac", "dict"), ("a2c", "dict"), ("td3", "cnn")],
+)
+def test_training_is_bit_equal_with_and_without_metrics(algo, observation):
+    callback = PlasticityMetricsCallback(every=10, probe_size=24)
+    with_metrics = trained(algo, callback, observation=observation)
+    assert not changed(with_metrics, trained(algo, observation=observation))
+    assert len(callback.history) >= 4
+
+
+@few_observations
+@pytest.mark.parametrize("kind", [SAC, PPO])
+def test_training_is_bit_equal_with_vecnormalize(kind):
+    runs = []
+    for callback in (None, [PlasticityMetricsCallback(every=10, probe_size=24),
+                            InterventionCallback("none", {"every": 16})]):  # fmt: skip
+        env = VecNormalize(make_model("sac").get_env())
+        options = {"n_steps": 8, "batch_size": 8} if kind is PPO else {"learning_starts": 8}
+        model = kind("MlpPolicy", env, seed=0, policy_kwargs={"net_arch": [8]}, **options)
+        model.learn(64, callback=callback)
+        runs.append({**state_of(model), "mean": torch.as_tensor(env.obs_rms.mean)})
+    assert not changed(*runs)
+
+
+def test_probe_sees_what_the_policy_sees_under_vecnormalize():
+    env = VecNormalize(make_model("sac").get_env())
+    model = SAC("MlpPolicy", env, seed=0, learning_starts=8, buffer_size=100)
+    model.learn(60)
+    probe = ProbeSource(60, seed=0).live(model)
+    raw = torch.as_tensor(model.replay_buffer.observations[:30]).reshape(60, 5)
+    expected = torch.as_tensor(env.normalize_obs(raw.numpy()))
+    one = {tuple(row) for row in probe.observations.numpy().round(5).tolist()}
+    assert one == {tuple(row) for row in expected.numpy().round(5).tolist()}
+
+
+def test_metrics_by_key():
+    callback = PlasticityMetricsCallback(every=16, probe_size=32)
+    make_model("ppo", "cnn").learn(80, callback=callback)
+    step, values = callback.history[-1]
+    assert step == 80
+    units = {"dormant_ratio", "dormant_ratio_0.1", "zero_activation"}
+    features = {"effective_rank", "srank", "feature_norm"}
+    weights = {"dfi", "dfi_per_sv", "weight_norm", "spectral_norm"}
+    for role in ("actor", "critic", "shared"):
+        expected = units | features | weights
+        expected |= {"saturation"} if role != "shared" else set()  # PPO's own layers are tanh
+        found = {key.split("/")[2] for key in values if key.startswith(f"plasticity/{role}/")}
+        assert found == expected
+        live = {key.split("/")[2] for key in values if key.startswith(f"live/{role}/")}
+        assert live == expected - weights
+    assert all(len(key) <= 36 for key in values)
+    assert all(np.isfinite(value) for value in values.values())
+
+
+@few_observations
+def test_frozen_probe_stays_and_waits_until_there_is_enough():
+    callback = PlasticityMetricsCallback(every=16, probe_size=40)
+    model = make_model("ppo")
+    model.learn(80, callback=callback)
+    frozen = [
+        any(key.startswith("plasticity/actor/dorm") for key in v) for _, v in callback.history
+    ]
+    assert frozen == [False, False, True, True, True]
+    probe = callback.source.frozen
+    model.learn(64, callback=callback, reset_num_timesteps=False)
+    assert callback.source.frozen is probe
+    assert len(probe) == 40
+
+
+def test_too_few_observations_for_a_rank_is_nan_with_one_warning():
+    callback = PlasticityMetricsCallback(every=16, probe_size=8)
+    with pytest.warns(UserWarning, match="A rank needs at least as many") as caught:
+        make_model("ppo").learn(64, callback=callback)
+    assert len(caught) == 1
+    assert np.isnan(callback.history[-1][1]["plasticity/actor/effective_rank"])
+    assert 0 <= callback.history[-1][1]["plasticity/actor/dormant_ratio"] <= 1
+
+
+def test_an_unhooked_layer_is_named_and_never_zero():
+    class Functional(BaseFeaturesExtractor):
+        def __init__(self, space):
+            super().__init__(space, 8)
+            self.first = torch.nn.Linear(space.shape[0], 8)
+
+        def forward(self, observations):
+            return torch.nn.functional.relu(self.first(observations))
+
+    callback = PlasticityMetricsCallback(every=16, probe_size=32)
+    model = make_model("dqn", policy_kwargs={"features_extractor_class": Functional})
+    with pytest.warns(UserWarning, match=r"No activation module follows .*\.first") as caught:
+        model.learn(80, callback=callback)
+    assert len(caught) == 1
+
+
+def test_reports_hold_the_same_probe_whatever_the_order():
+    numbers = []
+    for order in (1, -1):
+        fire, metrics = FireCallback(at=[48]), PlasticityMetricsCallback(every=16, probe_size=32)
+        make_model("sac").learn(80, callback=[fire, metrics][::order])
+        numbers.append(
+            (fire.reports[0].before, fire.reports[0].after, fire.reports[0].policy_change)
+        )
+    assert numbers[0] == numbers[1]
+
+
+# --- where it is written ------------------------------------------------------------------------
+
+
+def scalars(folder):
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+@pytest.mark.parametrize("algo", ["dqn", "ppo"])
+def test_event_files_hold_everything_at_the_exact_step(algo, tmp_path):
+    model = make_model(algo)
+    model.set_logger(configure(str(tmp_path), ["tensorboard", "csv", "stdout"]))
+    metrics = PlasticityMetricsCallback(every=32, probe_size=32)
+    fire = FireCallback(at=[48])
+    model.learn(96, callback=[fire, metrics])
+    found = scalars(tmp_path)
+    measured = [step for step, _ in metrics.history]
+    assert [s for s, _ in found["plasticity/critic/dfi"]] == measured == [32, 64, 96]
+    for (_, logged), (_, values) in zip(
+        found["plasticity/critic/dfi"], metrics.history, strict=True
+    ):
+        assert logged == pytest.approx(values["plasticity/critic/dfi"], rel=1e-5)
+    layer = "q_net.q_net.0" if algo == "dqn" else "mlp_extractor.value_net.0"
+    assert [s for s, _ in found[f"plasticity_layers/critic/{layer}/dfi"]] == measured
+    assert [s for s, _ in found["intervention/critic/dfi_after"]] == [48]
+    (line,) = (tmp_path / "interventions.jsonl").read_text().splitlines()
+    entry = json.loads(line)
+    assert (entry["planned_step"], entry["num_timesteps"]) == (48, 48)
+    assert entry["networks"]["critic"]["layers"][0]["action"] == "project"
+    assert (tmp_path / "progress.csv").stat().st_size > 0
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    assert b"plasticity/critic/effective_rank" in layout
+
+
+def test_the_jsonl_goes_to_log_dir_or_nowhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_model("ppo").learn(32, callback=FireCallback(at=[16]))
+    assert list(tmp_path.rglob("*.jsonl")) == []
+    make_model("ppo").learn(32, callback=FireCallback(at=[16], log_dir=tmp_path / "here"))
+    assert (tmp_path / "here" / "interventions.jsonl").exists()
+
+
+def test_verbose_says_the_plan_once_and_a_line_per_event(caplog):
+    caplog.set_level("INFO", logger="fire_rl")
+    make_model("ppo").learn(64, callback=FireCallback(every=16, verbose=1))
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "fire: planned at 16, 32, 48 timesteps"
+    assert len(lines) == 4
+    assert lines[1].startswith("fire at step 16; actor: 3 of 3 layers, DfI/sv ")
+
+
+# --- where it may stand -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [FireCallback, PlasticityMetricsCallback])
+def test_wrapped_callbacks_are_refused_however_deep(kind):
+    for wrap in (
+        lambda inner: EveryNTimesteps(16, inner),
+        lambda inner: CallbackList([EveryNTimesteps(16, CallbackList([CallbackList([inner])]))]),
+        lambda inner: EveryNTimesteps(16, EveryNTimesteps(16, inner)),
+    ):
+        with pytest.raises(RuntimeError, match=r"is inside EveryNTimesteps, which does not forw"):
+            make_model("ppo").learn(64, callback=wrap(kind(every=16)))
+
+
+def test_a_wrapper_of_ones_own_is_found_out_in_the_first_step():
+    class Wrapper(BaseCallback):
+        def _init_callback(self):
+            self.inner = FireCallback(every=16)
+            self.inner.init_callback(self.model)
+
+        def _on_training_start(self):
+            self.inner.on_training_start(self.locals, self.globals)
+
+        def _on_step(self):
+            return self.inner.on_step()
+
+    with pytest.raises(RuntimeError, match="a callback that forwards no rollout hooks"):
+        make_model("ppo").learn(64, callback=Wrapper())
+
+
+def test_parallel_training_is_refused_by_name():
+    class ParallelTrainCallback(BaseCallback):
+        def _on_step(self):
+            return True
+
+    with pytest.raises(RuntimeError, match="rl_zoo3's ParallelTrainCallback"):
+        make_model("sac").learn(64, callback=[FireCallback(every=16), ParallelTrainCallback()])
+
+
+def test_beside_other_callbacks(tmp_path):
+    env = make_model("dqn", n_envs=1).get_env()
+    evaluation = EvalCallback(env, eval_freq=16, best_model_save_path=str(tmp_path), verbose=0)
+    fire = FireCallback(at=[32])
+    make_model("dqn").learn(64, callback=CallbackList([evaluation, CallbackList([fire])]))
+    assert steps(fire) == [32]
+    DQN.load(tmp_path / "best_model")
+
+
+def test_plain_values_as_yaml_gives_them():
+    callback = InterventionCallback({"name": "fire", "strength": 0.5, "networks": ["critic"]},
+                                    {"every": 200_000})  # fmt: skip
+    assert callback.intervention == FIRE(strength=0.5, networks=("critic",))
+    assert callback.clock.schedule == Every(200_000, 0.8)
+    assert FireCallback(at=[3], preset="paper_sac").intervention == FIRE.paper_sac()
+    assert InterventionCallback("none", At(3)).intervention == NoIntervention()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: FireCallback(), "exactly one of every, at and fractions, got none"),
+        (lambda: FireCallback(every=0), "`every` must be a whole number of at least 1, got 0"),
+        (lambda: FireCallback(at=[5, 3]), "ascending"),
+        (lambda: FireCallback(every=5, strenght=0.5), "Did you mean 'strength'"),
+        (lambda: FireCallback(every=5, preset="paper_dnq"), "Did you mean 'paper_dqn'"),
+        (lambda: FireCallback(every=5, horizon=0), "`horizon` must be a whole number"),
+        (lambda: FireCallback(every=5, unit="steps"), "`unit` must be one of 'timesteps'"),
+        (lambda: InterventionCallback("fier", {"every": 5}), "Did you mean 'fire'"),
+        (lambda: PlasticityMetricsCallback(every=0), "`every` must be a whole number"),
+        (lambda: PlasticityMetricsCallback(probe_size=0), "`probe_size` must be a whole number"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
