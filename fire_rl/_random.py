@@ -19,7 +19,9 @@ def isolated_rng(seed: int) -> Iterator[None]:
     """
     mixed = int(np.random.SeedSequence([0xF12E, seed]).generate_state(1)[0])
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    # fork_rng itself would warn about many devices, and initialise CUDA where nobody uses it.
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if used else []
     with torch.random.fork_rng(devices=devices):
         try:
             random.seed(mixed)

@@ -113,8 +113,7 @@ class ProbeSource:
         arrays = {key: array[steps, envs] for key, array in _arrays(buffer.observations).items()}
         normalize = model.get_vec_normalize_env()
         if normalize is not None:  # replay buffers hold raw observations
-            plain = arrays.get("") if "" in arrays else arrays
-            arrays = _arrays(normalize.normalize_obs(plain))
+            arrays = _arrays(normalize.normalize_obs(arrays.get("", arrays)))
         actions = torch.as_tensor(buffer.actions[steps, envs], device=model.device)
         return Probe(_tensors(arrays, model.device), actions)
 

@@ -19,10 +19,12 @@ def summary_writer(logger: Logger) -> Any | None:
 
 def log_folder(logger: Logger) -> Path | None:
     """Return the folder of the logger's TensorBoard or CSV files, or None if it writes none."""
-    for output in logger.output_formats:
-        if isinstance(output, TensorBoardOutputFormat | CSVOutputFormat):
-            return Path(logger.get_dir())
-    return None
+    writes = any(
+        isinstance(output, TensorBoardOutputFormat | CSVOutputFormat)
+        for output in logger.output_formats
+    )
+    folder = logger.get_dir()
+    return Path(folder) if writes and folder is not None else None
 
 
 def custom_scalars_layout(roles: Sequence[str]) -> dict[str, dict[str, list[Any]]]:

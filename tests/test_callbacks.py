@@ -365,6 +365,7 @@ def test_event_files_hold_everything_at_the_exact_step(algo, tmp_path):
     metrics = PlasticityMetricsCallback(every=32, probe_size=32)
     fire = FireCallback(at=[48])
     model.learn(96, callback=[fire, metrics])
+    model.logger.close()
     found = scalars(tmp_path)
     measured = [step for step, _ in metrics.history]
     assert [s for s, _ in found["plasticity/critic/dfi"]] == measured == [32, 64, 96]

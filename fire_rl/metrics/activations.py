@@ -1,0 +1,144 @@
+"""Capture what units do during one forward pass, with hooks that never stay behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Every elementwise nonlinearity of torch: the classes of torch.nn.modules.activation ...
+_ACTIVATIONS = tuple(
+    kind
+    for name, kind in vars(nn.modules.activation).items()
+    if isinstance(kind, type)
+    and issubclass(kind, nn.Module)
+    and name in nn.modules.activation.__all__
+    and kind is not nn.MultiheadAttention
+)
+# ... and what may stand between a layer and its nonlinearity without being one.
+_PASS_THROUGH = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.modules.batchnorm._NormBase,
+    nn.modules.dropout._DropoutNd,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """What one forward pass has shown.
+
+    Attributes:
+        post: Layer name to its post-activation output, ``(N, D)`` or ``(N, C, *spatial)``.
+        kinds: Layer name to the class name of its activation, such as ``"Tanh"``.
+        inputs: Head name to what went into it, the penultimate features ``(N, D)``.
+        unhooked: Layers other than heads that ran but that no activation module followed.
+        not_run: Layers that the pass did not reach.
+    """
+
+    post: Mapping[str, Tensor]
+    kinds: Mapping[str, str]
+    inputs: Mapping[str, Tensor]
+    unhooked: tuple[str, ...]
+    not_run: tuple[str, ...]
+
+
+class _Trace:
+    """Follow tensors from layer to activation by identity, call by call."""
+
+    def __init__(self, layers: Mapping[str, nn.Module], heads: Collection[str]) -> None:
+        self.names = {id(module): name for name, module in layers.items()}
+        self.heads = heads
+        self.ran: set[str] = set()
+        self.post: dict[str, list[Tensor]] = {}
+        self.kinds: dict[str, str] = {}
+        self.inputs: dict[str, list[Tensor]] = {}
+        self._origin: dict[int, str] = {}
+        self._alive: list[Any] = []  # so that no identity is used twice
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+            return
+        self._alive += [args[0], output]
+        name = self.names.get(id(module))
+        if name is not None:
+            self.ran.add(name)
+            self._origin[id(output)] = name
+            if name in self.heads:
+                self.inputs.setdefault(name, []).append(args[0])
+            return
+        origin = self._origin.get(id(args[0]))
+        if origin is None:
+            return
+        if isinstance(module, _ACTIVATIONS):
+            self.post.setdefault(origin, []).append(output)
+            self.kinds[origin] = type(module).__name__
+        elif isinstance(module, _PASS_THROUGH):
+            self._origin[id(output)] = origin
+
+
+@torch.no_grad()
+def capture_activations(
+    layers: Mapping[str, nn.Module],
+    roots: Iterable[nn.Module],
+    forward: Callable[[], object],
+    heads: Collection[str] = (),
+) -> Activations:
+    """Run one forward pass in evaluation mode and keep what the layers' units do.
+
+    A layer's activation is the output of the activation module that receives the layer's output
+    itself, possibly through normalisation, dropout, pooling or flattening. An activation that is
+    called as a function (``F.relu``) cannot be seen: such a layer is in ``unhooked``. A layer that
+    runs several times contributes all its calls. Training flags are restored, hooks removed.
+
+    Args:
+        layers: Layer name to module: linear and convolutional layers.
+        roots: Modules that contain the layers and their activations.
+        forward: Makes the pass; called once, without gradients.
+        heads: Names of output layers, whose inputs are kept instead.
+    """
+    trace = _Trace(layers, heads)
+    with _hooked(list(roots), trace):
+        forward()
+    post = {name: torch.cat(calls) for name, calls in trace.post.items() if name not in heads}
+    return Activations(
+        post=post,
+        kinds=trace.kinds,
+        inputs={name: _joined(calls) for name, calls in trace.inputs.items()},
+        unhooked=tuple(
+            name for name in layers if name in trace.ran and name not in {*post, *heads}
+        ),
+        not_run=tuple(name for name in layers if name not in trace.ran),
+    )
+
+
+def _joined(calls: list[Tensor]) -> Tensor:
+    # One call keeps its identity: heads that share their input are recognised by it.
+    return calls[0] if len(calls) == 1 else torch.cat(calls)
+
+
+@contextmanager
+def _hooked(roots: list[nn.Module], hook: Callable[..., None]) -> Iterator[None]:
+    modules = list({id(module): module for root in roots for module in root.modules()}.values())
+    flags = [module.training for module in modules]
+    handles = []
+    try:
+        for module in modules:
+            module.training = False
+            handles.append(module.register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, flag in zip(modules, flags, strict=True):
+            module.training = flag
