@@ -1,0 +1,81 @@
+"""SB3's own callbacks for evaluation and checkpoints, with what a run folder needs besides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.config import Checkpoint, Evaluation
+from agents.run_folder import RunFolder
+
+
+def evaluation_callback(
+    evaluation: Evaluation, env: VecEnv, folder: RunFolder, n_envs: int, deterministic: bool
+) -> EvalCallback:
+    """Evaluate every so many steps; keep the best model and its normalisation.
+
+    Args:
+        evaluation: How often, and how many episodes.
+        env: The evaluation environment.
+        folder: Gets ``evaluations.npz``, ``best_model.zip`` and ``best_vecnormalize.pkl``.
+        n_envs: Training environments: SB3 counts calls, each of which is a step in all of them.
+        deterministic: Whether to take the policy's most likely action.
+    """
+    return EvalCallback(
+        env,
+        callback_on_new_best=_SaveNormalization(folder.path / "best_vecnormalize.pkl"),
+        n_eval_episodes=evaluation.episodes,
+        eval_freq=max(evaluation.every // n_envs, 1),
+        log_path=str(folder.path),
+        best_model_save_path=str(folder.path),
+        deterministic=deterministic,
+        verbose=0,
+    )
+
+
+class PruningCheckpointCallback(CheckpointCallback):
+    """SB3's checkpoints, of which the oldest are deleted.
+
+    Args:
+        checkpoint: How often, how many to keep, and whether with the replay buffer.
+        folder: Gets them in ``checkpoints/``.
+        n_envs: Training environments.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, folder: RunFolder, n_envs: int) -> None:
+        super().__init__(
+            max(checkpoint.every // n_envs, 1),
+            str(folder.checkpoints),
+            save_replay_buffer=checkpoint.save_replay_buffer,
+            save_vecnormalize=True,
+        )
+        self.keep_last = checkpoint.keep_last
+        self._saved: list[int] = []
+
+    def _on_step(self) -> bool:
+        proceed = super()._on_step()
+        if self.n_calls % self.save_freq == 0:
+            self._saved.append(self.num_timesteps)
+            while self.keep_last is not None and len(self._saved) > self.keep_last:
+                old = self._saved.pop(0)
+                for kind in ("", "vecnormalize_", "replay_buffer_"):
+                    name = f"{self.name_prefix}_{kind}{old}_steps.*"
+                    for path in Path(self.save_path).glob(name):
+                        path.unlink()
+        return proceed
+
+
+class _SaveNormalization(BaseCallback):
+    """Save the statistics of VecNormalize beside the best model: later ones do not fit it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def _on_step(self) -> bool:
+        normalize = self.model.get_vec_normalize_env()
+        if normalize is not None:
+            normalize.save(str(self.path))
+        return True

@@ -1,0 +1,296 @@
+"""A run's configuration: one YAML file and flags, checked as a whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from agents.algorithms import ALGORITHMS, check_agent
+from agents.signatures import as_number, hint
+from fire_rl.interventions import make_intervention
+from fire_rl.schedules import make_schedule
+
+# Checks of things that agents know nothing of (environments), given by train.py.
+Checks = Mapping[str, Callable[[Any, Mapping[str, Any]], None]]
+Count = Annotated[int, BeforeValidator(as_number), Field(ge=1)]
+
+
+class ConfigError(ValueError):
+    """A configuration with faults.
+
+    Attributes:
+        faults: One sentence each.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = list(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class Section(BaseModel):
+    """A part of a configuration: unknown keys are faults, nothing changes once it is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Metrics(Section):
+    """Arguments of PlasticityMetricsCallback."""
+
+    every: Count = 10_000
+    probe_size: Count | None = None
+    per_layer: bool = True
+
+
+class Evaluation(Section):
+    """Periodic evaluation: the best model is kept. Steps are environment steps over all copies.
+
+    The defaults are rl_zoo3's. ``deterministic`` null is its rule too: stochastic on Atari, where
+    a deterministic policy can be caught in a loop, deterministic elsewhere.
+    """
+
+    every: Count = 25_000
+    episodes: Count = 5
+    n_envs: Count = 1
+    deterministic: bool | None = None
+
+
+class Checkpoint(Section):
+    """Periodic copies of the model; ``keep_last`` null keeps them all."""
+
+    every: Count
+    keep_last: Count | None = None
+    save_replay_buffer: bool = False
+
+
+class RunConfig(Section):
+    """Everything that decides a run. The order of the fields is the order of the checks."""
+
+    algo: str
+    env: str
+    total_timesteps: Count = 1_000_000
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    n_envs: Count = 1
+    vec_env: Literal["dummy", "subproc"] = "dummy"
+    imports: list[str] = []
+    env_options: dict[str, Any] = {}
+    normalize: bool | dict[str, Any] = False
+    frame_stack: Count | None = None
+    agent: dict[str, Any] = {}
+    intervention: dict[str, Any] | None = None
+    schedule: dict[str, Any] | None = None
+    metrics: Metrics | None = Metrics()
+    eval: Evaluation | None = Evaluation()
+    checkpoint: Checkpoint | None = None
+    device: str = "auto"
+    num_threads: Count | None = None
+    fast_cnn: bool = True
+    log_interval: Count | None = None
+
+    # rl_zoo3's and gymnasium's words for our keys.
+    SYNONYMS: ClassVar[Mapping[str, str]] = {
+        "n_timesteps": "total_timesteps",
+        "env_kwargs": "env_options",
+        "env_id": "env",
+        "gym_packages": "imports",
+        "hyperparams": "agent",
+    }
+
+    @field_validator("algo")
+    @classmethod
+    def _check_algo(cls, algo: str) -> str:
+        if algo not in ALGORITHMS:
+            raise ValueError(
+                f"`algo` is {algo!r}, which is no algorithm here.{hint(algo, ALGORITHMS)}"
+            )
+        return algo
+
+    @field_validator("normalize", mode="before")
+    @classmethod
+    def _check_normalize(cls, value: Any) -> Any:
+        if not isinstance(value, bool | Mapping):
+            raise ValueError(
+                "`normalize` must be true, false or a mapping such as {norm_obs: true, "
+                f"norm_reward: false}}, got {value!r}."
+            )
+        return value
+
+    @field_validator("env_options", "normalize")
+    @classmethod
+    def _check_elsewhere(cls, value: Any, info: ValidationInfo) -> Any:
+        checks: Checks = info.context or {}
+        check = checks.get(str(info.field_name))
+        if check is not None and {"env", "imports"} <= set(info.data):
+            _as_value_errors(check, value, info.data)
+        return value
+
+    @field_validator("agent")
+    @classmethod
+    def _check_agent(cls, agent: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        return check_agent(info.data["algo"], agent) if "algo" in info.data else agent
+
+    @field_validator("intervention", mode="before")
+    @classmethod
+    def _check_intervention(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        spec = {"name": value} if isinstance(value, str) else value
+        _as_value_errors(make_intervention, spec)
+        return spec
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _check_schedule(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None:
+            _as_value_errors(make_schedule, value)
+        # An intervention with a fault of its own is missing from info.data.
+        if "intervention" in info.data:
+            name = (info.data["intervention"] or {}).get("name")
+            if name not in (None, "none") and value is None:
+                raise ValueError(
+                    f"`schedule` is missing: say when {name!r} acts, for example `schedule: "
+                    "{every: 200000}` or --every 200000."
+                )
+            if name is None and value is not None:
+                raise ValueError(
+                    "`intervention` is missing, but there is a schedule for it: add "
+                    "`intervention: fire` (or --intervention fire); `none` is the control arm."
+                )
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, device: str) -> str:
+        if device != "auto":
+            try:
+                kind = torch.device(device).type
+            except RuntimeError as error:
+                raise ValueError(
+                    f"`device` must be 'auto', 'cpu' or 'cuda', got {device!r}."
+                ) from error
+            if kind == "cuda" and not torch.cuda.is_available():
+                raise ValueError(
+                    f"`device` is {device!r}, but this torch sees no CUDA device. Use 'auto'."
+                )
+        return device
+
+
+def parse_config(values: Mapping[str, Any], checks: Checks | None = None) -> RunConfig:
+    """Check a run's values as a whole.
+
+    Args:
+        values: As read from YAML, flags applied.
+        checks: Further checks by key, ``check(value, values_so_far)``; they raise ValueError or
+            ImportError.
+
+    Raises:
+        ConfigError: With every fault that there is.
+    """
+    try:
+        return RunConfig.model_validate(_move_frame_stack(values), context=checks)
+    except ValidationError as error:
+        faults = [line for fault in error.errors() for line in _describe(fault).split("\n")]
+        raise ConfigError(faults) from None
+
+
+def read_yaml(text: str) -> Any:
+    """Read YAML with numbers as people write them: ``1e-3`` is one, too.
+
+    Raises:
+        ConfigError: If it is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"This is not YAML: {error}"]) from error
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """Write a configuration so that :func:`read_yaml` and :func:`parse_config` restore it."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def set_value(values: dict[str, Any], assignment: str) -> None:
+    """Apply ``section.key=value`` to nested values, in place.
+
+    Raises:
+        ConfigError: If it is not of that form.
+    """
+    path, equals, text = assignment.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(
+            [f"--set must be section.key=value, for example agent.gamma=0.98, got {assignment!r}."]
+        )
+    for key in keys[:-1]:
+        inner = values.get(key)
+        if isinstance(inner, str) and key == "intervention":
+            inner = {"name": inner}  # `intervention: fire` is short for this
+        values[key] = dict(inner) if isinstance(inner, Mapping) else {}
+        values = values[key]
+    values[keys[-1]] = read_yaml(text)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its trap: it wants ``1.0e-3`` where people write ``1e-3``."""
+
+
+def _construct_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    number = float(loader.construct_scalar(node).replace("_", ""))
+    return int(number) if number.is_integer() else number  # 1e6 is a count
+
+
+_Loader.add_constructor("!number", _construct_number)
+_Loader.add_implicit_resolver(
+    "!number", re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _move_frame_stack(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Let `frame_stack` stand among the environment's options, where it is at home too."""
+    moved = dict(values)
+    options = moved.get("env_options")
+    if isinstance(options, Mapping) and "frame_stack" in options and "frame_stack" not in moved:
+        moved["frame_stack"] = options["frame_stack"]
+        moved["env_options"] = {k: v for k, v in options.items() if k != "frame_stack"}
+    return moved
+
+
+def _as_value_errors(check: Callable[..., Any], *args: Any) -> None:
+    """Call a check; pydantic collects ValueErrors only."""
+    try:
+        check(*args)
+    except (TypeError, ImportError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _describe(fault: Any) -> str:
+    """Put one of pydantic's faults into our words."""
+    path = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "value_error":
+        return str(fault["ctx"]["error"])
+    if fault["type"] == "missing":
+        return f"`{path}` is missing: write `{path}: ...` in the file, or give --{path}."
+    if fault["type"] == "extra_forbidden":
+        section, _, key = path.rpartition(".")
+        synonym = RunConfig.SYNONYMS.get(key)
+        meant = f" Did you mean {synonym!r}?" if synonym else None
+        return f"`{path}` is no known key.{meant or hint(key, _section(section).model_fields)}"
+    expected = fault["msg"].removeprefix("Input should be ").partition(",")[0]
+    return f"`{path}` must be {expected}, got {fault['input']!r}."
+
+
+def _section(name: str) -> type[Section]:
+    return {"metrics": Metrics, "eval": Evaluation, "checkpoint": Checkpoint}.get(name, RunConfig)

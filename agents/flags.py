@@ -1,0 +1,117 @@
+"""The flags of train.py, and how they override a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from agents.config import Checks, ConfigError, RunConfig, parse_config, read_yaml, set_value
+
+
+def _flag(metavar: str, **options: Any) -> Any:
+    """Name a flag's value in the help, without tyro's types and defaults of None."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="", **options)
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags."""
+
+    config: Annotated[Path | None, _flag("FILE")] = None
+    """YAML file that describes the run; configs/ has ready-made ones. Without it, give --algo and
+    --env."""
+    algo: Annotated[str | None, _flag("NAME")] = None
+    """Algorithm: a2c, ddpg, dqn, ppo, sac or td3."""
+    env: Annotated[str | None, _flag("ID")] = None
+    """Environment: any gymnasium id, such as ALE/Breakout-v5 or HalfCheetah-v5."""
+    seed: Annotated[int | None, _flag("N")] = None
+    """Random seed of weights, exploration and environments."""
+    seeds: Annotated[int, _flag("N")] = 1
+    """Train N times, one after the other, with consecutive seeds."""
+    total_timesteps: Annotated[str | None, _flag("STEPS", aliases=("-n",))] = None
+    """Environment steps in all, over all parallel environments; 1e6 is understood."""
+    n_envs: Annotated[int | None, _flag("N")] = None
+    """Number of parallel environments."""
+    intervention: Annotated[str | None, _flag("NAME")] = None
+    """What to do to the networks while they train: fire, or none (the control arm)."""
+    every: Annotated[str | None, _flag("STEPS")] = None
+    """Intervene every so many environment steps, during the first 80 percent of the run."""
+    at: Annotated[tuple[str, ...], _flag("STEP [STEP ...]")] = ()
+    """Intervene at these environment steps instead."""
+    set_: Annotated[
+        tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
+        _flag("SECTION.KEY=VALUE [...]", name="set"),
+    ] = ()
+    """Override any value of the file, for example --set agent.gamma=0.98 eval.every=50000."""
+    device: Annotated[str | None, _flag("DEVICE")] = None
+    """Where the networks live: auto, cpu or cuda."""
+    num_threads: Annotated[int | None, _flag("N")] = None
+    """CPU threads of torch."""
+    log_dir: Annotated[Path | None, _flag("DIR")] = None
+    """Run folder; by default a new one in runs/. One with files in it is never overwritten."""
+    progress: Annotated[bool, tyro.conf.arg(help_behavior_hint="", aliases=("-P",))] = False
+    """Show a progress bar instead of tables."""
+    print_config: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Print the complete configuration, all overrides applied, and exit."""
+    play: Annotated[Path | None, _flag("RUN")] = None
+    """Watch a trained agent: a run folder, or one of the zip files in it."""
+    episodes: Annotated[int, _flag("N")] = 5
+    """Number of episodes for --play (5)."""
+    video: Annotated[Path | None, _flag("DIR")] = None
+    """Write an MP4 of each episode of --play to this folder."""
+    verbose: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Say more: one line per measurement, and tracebacks of errors."""
+
+
+def read_configs(args: Args, checks: Checks) -> list[RunConfig]:
+    """Return the configuration of each seed: the file, the flags, checked as a whole.
+
+    Args:
+        args: The flags.
+        checks: See :func:`~agents.config.parse_config`.
+
+    Raises:
+        ConfigError: With every fault that there is.
+        OSError: If the file cannot be read.
+    """
+    values: dict[str, Any] = {}
+    if args.config is not None:
+        loaded = read_yaml(args.config.read_text(encoding="utf-8"))
+        if not isinstance(loaded, dict):
+            raise ConfigError([f"{args.config} must hold keys such as `algo: dqn`."])
+        values = loaded
+    _apply_flags(values, args)
+    if args.seeds < 1:
+        raise ConfigError([f"--seeds must be at least 1, got {args.seeds}."])
+    first = parse_config(values, checks)
+    return [first.model_copy(update={"seed": first.seed + k}) for k in range(args.seeds)]
+
+
+def _apply_flags(values: dict[str, Any], args: Args) -> None:
+    """Override a file's values, in place."""
+    for name in ("algo", "env", "seed", "n_envs", "device", "num_threads"):
+        if getattr(args, name) is not None:
+            values[name] = getattr(args, name)
+    if args.total_timesteps is not None:
+        values["total_timesteps"] = read_yaml(args.total_timesteps)
+    if args.intervention is not None:
+        # Options in the file are those of the intervention in the file.
+        old = values.get("intervention")
+        name = old.get("name") if isinstance(old, Mapping) else old
+        if name != args.intervention:
+            values["intervention"] = {"name": args.intervention}
+    if args.every is not None and args.at:
+        raise ConfigError(["--every and --at exclude each other: give one of them."])
+    if args.every is not None:
+        old = values.get("schedule")
+        stop = {"stop": old["stop"]} if isinstance(old, Mapping) and "stop" in old else {}
+        values["schedule"] = {"every": read_yaml(args.every), **stop}
+    if args.at:
+        values["schedule"] = {"at": [read_yaml(step) for step in args.at]}
+    for assignments in args.set_:
+        for assignment in assignments:
+            set_value(values, assignment)

@@ -1,0 +1,106 @@
+"""Watch a trained agent: whole episodes, raw returns, and a video of each if asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
+
+
+def play(
+    model: BaseAlgorithm,
+    env: VecEnv,
+    episodes: int,
+    deterministic: bool,
+    video: Path | None = None,
+    fps: float = 30,
+) -> tuple[list[float], list[int]]:
+    """Play episodes.
+
+    Args:
+        model: The agent.
+        env: One evaluation environment; made with ``render_mode="rgb_array"`` for videos.
+        episodes: How many.
+        deterministic: Whether to take the policy's most likely action.
+        video: Folder for ``episode-1.mp4`` and so on; None for no videos.
+        fps: Frames a second of the videos, one frame an agent step.
+
+    Returns:
+        Raw return and length of each episode, as SB3's Monitor counts them.
+
+    Raises:
+        RuntimeError: If the environment cannot be drawn on this machine.
+    """
+    recorder = None if video is None else _Recorder(video, env, fps)
+    try:
+        returns, lengths = evaluate_policy(
+            model,
+            env,
+            n_eval_episodes=episodes,
+            deterministic=deterministic,
+            return_episode_rewards=True,
+            callback=recorder,
+        )
+    finally:
+        if recorder is not None:
+            recorder.close()
+    assert isinstance(returns, list)
+    assert isinstance(lengths, list)
+    return returns, lengths
+
+
+class _Recorder:
+    """A callback of ``evaluate_policy`` that streams frames to one MP4 an episode."""
+
+    def __init__(self, folder: Path, env: VecEnv, fps: float) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.env, self.fps = folder, env, fps
+        self.episode = 0
+        self._writer: Generator[None, Any, None] | None = None
+
+    def __call__(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        """Add what is seen after a step; at the end of an episode the next one is seen already."""
+        if locals_["done"]:
+            self.close()
+            return
+        frame = self._render()
+        if self._writer is None:
+            self._writer = self._open(frame)
+        self._writer.send(np.ascontiguousarray(frame))
+
+    def close(self) -> None:
+        """End the current video."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _render(self) -> np.ndarray:
+        try:
+            frame = self.env.render()
+        except Exception as error:  # every OpenGL backend fails in its own way
+            raise RuntimeError(
+                f"This machine cannot draw the environment: {error}. MuJoCo without a display "
+                "needs EGL or OSMesa (apt-get install libegl1 libosmesa6), chosen with "
+                "MUJOCO_GL=egl or MUJOCO_GL=osmesa."
+            ) from error
+        assert isinstance(frame, np.ndarray), "the environment has no rgb_array rendering"
+        return frame
+
+    def _open(self, frame: np.ndarray) -> Generator[None, Any, None]:
+        from imageio_ffmpeg import write_frames
+
+        self.episode += 1
+        height, width = frame.shape[:2]
+        writer: Generator[None, Any, None] = write_frames(
+            str(self.folder / f"episode-{self.episode}.mp4"),
+            (width, height),
+            fps=self.fps,
+            macro_block_size=2,  # H.264 wants even sizes; the default of 16 would rescale 210 rows
+        )
+        writer.send(None)
+        return writer

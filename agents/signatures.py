@@ -1,0 +1,93 @@
+"""Check plain values against the signatures of SB3's classes: there is no second list of them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import types
+from collections.abc import Collection, Mapping
+from functools import cache
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+@cache
+def arguments(kind: type) -> Mapping[str, Any]:
+    """Return the constructor's arguments and their declared types."""
+    parameters = inspect.signature(kind).parameters
+    return {name: p.annotation for name, p in parameters.items() if not name.startswith("_")}
+
+
+def convert(label: str, declared: Any, value: Any) -> Any:
+    """Convert a plain value to a declared type; what stays is fit for YAML.
+
+    Args:
+        label: What the error calls the value, such as ``"agent.batch_size"``.
+        declared: The annotation, such as ``int | tuple[int, str]``.
+        value: What a YAML file or a flag gave.
+
+    Raises:
+        ValueError: If the value does not fit.
+    """
+    adapter = TypeAdapter(declared, config=ConfigDict(arbitrary_types_allowed=True))
+    try:
+        converted = adapter.validate_python(as_number(value))
+    except ValidationError as error:
+        raise ValueError(f"`{label}` must be {_describe(declared)}, got {value!r}.") from error
+    return list(converted) if isinstance(converted, tuple) else converted
+
+
+def as_number(value: Any) -> Any:
+    """Read text such as ``1e-3``, which YAML 1.1 takes for a word, as the number that it is."""
+    is_number = isinstance(value, str) and NUMBER.fullmatch(value)
+    return float(value.replace("_", "")) if is_number else value
+
+
+def takes_schedule(declared: Any) -> bool:
+    """Tell whether an argument may be a function of the remaining progress."""
+    return any(_is_callable(option) for option in get_args(declared))
+
+
+def default(kind: type, name: str) -> Any:
+    """Return the default of a constructor's argument."""
+    return inspect.signature(kind).parameters[name].default
+
+
+def hint(name: object, known: Collection[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest known name, or a list of them all."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else f" Known are {', '.join(known)}."
+
+
+def one_of(names: Collection[str]) -> str:
+    """Return ``"'a' or 'b'"``."""
+    return " or ".join(repr(name) for name in names)
+
+
+def _is_callable(declared: Any) -> bool:
+    return "Callable" in str(get_origin(declared))
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+
+
+def _describe(declared: Any) -> str:
+    """Describe a type in a user's words."""
+    is_union = get_origin(declared) in (Union, types.UnionType)
+    words = []
+    for option in get_args(declared) if is_union else (declared,):
+        if option in _WORDS:
+            words.append(_WORDS[option])
+        elif _is_callable(option):
+            words.append("a linear schedule such as lin_3e-4")
+        elif get_origin(option) is tuple:
+            words.append("a list such as [1, episode]")
+        elif get_origin(option) is dict:
+            words.append("a mapping")
+        else:
+            words.append("a word" if option is str else str(option))
+    return " or ".join(words)

@@ -1,0 +1,6 @@
+"""Environments of the workbench: any gymnasium id, Atari and MuJoCo with the usual wrappers."""
+
+from envs.make import check_env, frames_per_second, is_atari, make_vec_env
+from envs.mujoco import normalize_options
+
+__all__ = ["check_env", "frames_per_second", "is_atari", "make_vec_env", "normalize_options"]

@@ -1,0 +1,111 @@
+"""Build vectorised environments for training and for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+from stable_baselines3.common import env_util
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecFrameStack,
+    VecTransposeImage,
+)
+
+from envs import atari, mujoco, registry
+
+
+def check_env(
+    env_id: str, env_options: Mapping[str, Any] | None = None, imports: Sequence[str] = ()
+) -> None:
+    """Check that an environment can be made, without making it.
+
+    Raises:
+        ValueError: If the id or an option is unknown.
+        ImportError: If a package is missing.
+    """
+    registry.check_options(registry.find_spec(env_id, imports), env_options or {})
+
+
+def make_vec_env(
+    env_id: str,
+    *,
+    n_envs: int = 1,
+    seed: int | None = None,
+    training: bool = True,
+    env_options: Mapping[str, Any] | None = None,
+    normalize: bool | Mapping[str, Any] = False,
+    gamma: float | None = None,
+    frame_stack: int | None = None,
+    vec_env: Literal["dummy", "subproc"] = "dummy",
+    imports: Sequence[str] = (),
+    monitor_dir: str | Path | None = None,
+    render_mode: str | None = None,
+) -> VecEnv:
+    """Make ``n_envs`` copies of an environment with the wrappers that its kind needs.
+
+    Every copy sits in SB3's Monitor, below all that changes rewards: logged returns are raw.
+
+    Args:
+        env_id: Any registered gymnasium id.
+        n_envs: Number of copies.
+        seed: Of the first copy; the others count up.
+        training: False for evaluation: whole episodes, raw rewards, frozen normalisation.
+        env_options: Arguments of ``gym.make``; for Atari also those of :func:`envs.atari.wrap`.
+        normalize: True, or options of VecNormalize.
+        gamma: The agent's discount, for the normalisation of rewards.
+        frame_stack: Frames that the agent sees at once; by default 4 for Atari, else 1.
+        vec_env: ``"dummy"`` runs the copies in this process, ``"subproc"`` one process each.
+        imports: Modules to import first, because they register environments.
+        monitor_dir: Folder for ``*.monitor.csv`` files, one line an episode; by default none.
+        render_mode: ``"rgb_array"`` to record videos.
+
+    Raises:
+        ValueError: If the id or an option is unknown; the nearest names are offered.
+        ImportError: If a package is missing; the error says how to install it.
+    """
+    options = dict(env_options or {})
+    check_env(env_id, options, imports)
+    wrapper = None
+    if atari.is_atari(env_id):
+        options, wrapper_options = atari.split_options(options)
+        wrapper = partial(atari.wrap, training=training, options=wrapper_options)
+        frame_stack = atari.DEFAULT_FRAME_STACK if frame_stack is None else frame_stack
+    venv = env_util.make_vec_env(
+        partial(registry.make_env, env_id, tuple(imports), options, render_mode),
+        n_envs=n_envs,
+        seed=seed,
+        monitor_dir=None if monitor_dir is None else str(monitor_dir),
+        wrapper_class=wrapper,
+        vec_env_cls={"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[vec_env],
+    )
+    if frame_stack is not None and frame_stack > 1:
+        venv = VecFrameStack(venv, frame_stack)
+    # SB3 would do this itself, but then training and evaluation environments differ in type, and
+    # VecNormalize, whose originals go into the replay buffer, must be outermost.
+    if _has_channels_last_images(venv.observation_space):
+        venv = VecTransposeImage(venv)
+    return mujoco.wrap_normalize(venv, normalize, training, gamma)
+
+
+def is_atari(env_id: str) -> bool:
+    """Tell whether an environment gets the Atari wrappers."""
+    return atari.is_atari(env_id)
+
+
+def frames_per_second(env_id: str, env_options: Mapping[str, Any], venv: VecEnv) -> float:
+    """Return how many agent steps make a second of video in real time."""
+    if atari.is_atari(env_id):
+        return atari.FRAMES_PER_SECOND / env_options.get("frame_skip", 4)
+    return float(venv.get_attr("metadata")[0].get("render_fps", 30))
+
+
+def _has_channels_last_images(space: gym.Space) -> bool:
+    spaces = space.spaces.values() if isinstance(space, gym.spaces.Dict) else [space]
+    return any(is_image_space(s) and not is_image_space_channels_first(s) for s in spaces)

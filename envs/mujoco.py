@@ -1,0 +1,75 @@
+"""MuJoCo: running normalisation of observations and rewards, and the missing-package message."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+
+def extra_for(spec: EnvSpec, error: Exception) -> str:
+    """Say what to install for an environment that misses a package."""
+    if "mujoco" in str(spec.entry_point) and importlib.util.find_spec("mujoco") is None:
+        return "mujoco. Install it with: pip install 'fire-rl[mujoco]'"
+    return str(error)
+
+
+def normalize_options(normalize: bool | Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the options of VecNormalize, or None for no normalisation.
+
+    Args:
+        normalize: As in rl_zoo3: True for both observations and rewards, or a mapping such as
+            ``{"norm_obs": True, "norm_reward": False}``.
+
+    Raises:
+        ValueError: If an option is unknown.
+    """
+    if normalize is False or normalize is None:
+        return None
+    if normalize is True:
+        return {}
+    if not isinstance(normalize, Mapping):
+        raise ValueError(
+            "`normalize` must be true, false or a mapping such as {norm_obs: true, norm_reward: "
+            f"false}}, got {normalize!r}."
+        )
+    parameters = inspect.signature(VecNormalize).parameters
+    known = [name for name in parameters if name not in ("venv", "training")]
+    for name in normalize:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(
+                f"`normalize` has an unknown key {name!r}. "
+                + (f"Did you mean {close[0]!r}?" if close else f"Known are {', '.join(known)}.")
+            )
+    return dict(normalize)
+
+
+def wrap_normalize(
+    venv: VecEnv, normalize: bool | Mapping[str, Any], training: bool, gamma: float | None
+) -> VecEnv:
+    """Wrap in VecNormalize if asked to.
+
+    For evaluation the statistics stand still and the rewards are raw; SB3's ``EvalCallback``
+    copies the statistics over from the training environment.
+
+    Args:
+        venv: The environments.
+        normalize: See :func:`normalize_options`.
+        training: False for an evaluation environment.
+        gamma: The agent's discount, as rl_zoo3 does: rewards are scaled by the spread of the
+            discounted return. None for VecNormalize's own default.
+    """
+    options = normalize_options(normalize)
+    if options is None:
+        return venv
+    if gamma is not None:
+        options.setdefault("gamma", gamma)
+    if not training:
+        options["norm_reward"] = False
+    return VecNormalize(venv, training=training, **options)

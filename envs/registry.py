@@ -1,0 +1,108 @@
+"""Find environments by id, and say what is missing when one cannot be found."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+
+from envs import atari, mujoco
+
+
+def import_modules(imports: Sequence[str]) -> None:
+    """Import the modules that register third-party environments.
+
+    Raises:
+        ImportError: If one of them cannot be imported.
+    """
+    for module in imports:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ImportError(
+                f"`imports` names the module {module!r}, which cannot be imported: {error}. "
+                "Install it, or put its folder on PYTHONPATH."
+            ) from error
+
+
+def find_spec(env_id: str, imports: Sequence[str] = ()) -> EnvSpec:
+    """Return the gymnasium spec of an environment id.
+
+    Args:
+        env_id: Such as ``"ALE/Breakout-v5"`` or ``"HalfCheetah-v5"``.
+        imports: Modules to import first, because they register environments.
+
+    Raises:
+        ValueError: If no such id is registered; the nearest ids are offered.
+        ImportError: If a module of ``imports`` or an extra (ale-py, mujoco) is missing.
+    """
+    import_modules(imports)
+    if atari.is_atari(env_id):
+        atari.register()
+    try:
+        return gym.spec(env_id)
+    except (gym.error.Error, ValueError) as error:
+        with contextlib.suppress(ImportError):
+            atari.register()
+        known = list(gym.registry)
+        raise ValueError(
+            f"`env` {env_id!r} is not a registered environment.{_nearest(env_id, known)} An id of "
+            "another package needs `imports: [package]`, the module that registers it."
+        ) from error
+
+
+def check_options(spec: EnvSpec, options: Collection[str]) -> None:
+    """Raise ValueError for options that the environment's constructor does not have."""
+    if atari.is_atari(spec.id):
+        known = [*atari.WRAPPER_OPTIONS, *atari.GAME_OPTIONS]
+    else:
+        parameters = inspect.signature(_creator(spec)).parameters
+        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            return
+        known = [name for name in parameters if name != "render_mode"]
+    faults = [
+        f"`env_options` has an unknown key {name!r} for {spec.id}."
+        + (_nearest(name, known) or f" Known are {', '.join(sorted(known))}.")
+        for name in options
+        if name not in known
+    ]
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def make_env(
+    env_id: str, imports: Sequence[str], options: Mapping[str, Any], render_mode: str | None
+) -> gym.Env:
+    """Make one plain environment; importable, so that a worker process can call it.
+
+    Raises:
+        ImportError: If the environment needs a package that is not installed.
+        ValueError: If the environment refuses its options.
+    """
+    spec = find_spec(env_id, imports)
+    try:
+        return gym.make(spec, render_mode=render_mode, **options)
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise ImportError(f"{env_id} needs a package: {mujoco.extra_for(spec, error)}") from error
+    except TypeError as error:
+        raise ValueError(f"`env_options` does not fit {env_id}: {error}") from error
+
+
+def _creator(spec: EnvSpec) -> Any:
+    creator = spec.entry_point
+    try:
+        return load_env_creator(creator) if isinstance(creator, str) else creator
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise ImportError(f"{spec.id} needs a package: {mujoco.extra_for(spec, error)}") from error
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,0 +1,281 @@
+"""Train deep-RL agents with Stable-Baselines3, intervene for plasticity, and watch them play.
+
+Examples:
+  python train.py --config configs/quickstart.yaml
+  python train.py --config configs/atari/dqn_fire.yaml --seed 1 --set agent.gamma=0.98
+  python train.py --algo sac --env HalfCheetah-v5 --intervention fire --every 100000
+  python train.py --play runs/RUN --video videos
+
+Flags override the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+import envs
+from agents import ConfigError, RunConfig, load_agent, make_agent, parse_config
+from agents.callbacks import PruningCheckpointCallback, evaluation_callback
+from agents.config import dump_yaml, read_yaml
+from agents.flags import Args, read_configs
+from agents.play import play
+from agents.run_folder import RunFolder, default_path, find_run, record_config, record_outcome
+from fire_rl import InterventionCallback, PlasticityMetricsCallback
+from fire_rl.networks import network_groups, select_groups
+
+# What a user may get wrong before training begins: a message, no traceback.
+USER_ERRORS = (ValueError, ImportError, OSError)
+# Evaluation must not replay the training's episodes.
+EVAL_SEED_OFFSET = 10_000
+CHECKS = {
+    "env_options": lambda value, run: envs.check_env(run["env"], value, run["imports"]),
+    "normalize": lambda value, run: envs.normalize_options(value),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, built and ready to learn."""
+
+    config: RunConfig
+    folder: RunFolder
+    model: BaseAlgorithm
+    environments: list[VecEnv]
+    callbacks: list[BaseCallback]
+
+
+def main() -> int:
+    """Run the command line; return the exit code."""
+    args = tyro.cli(Args, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    try:
+        if args.play is not None:
+            watch(args.play, args)
+            return 0
+        plan = [(config, run_folder(config, args)) for config in read_configs(args, CHECKS)]
+        if args.print_config:
+            print(dump_yaml(plan[0][0]), end="")
+            return 0
+        for _, folder in plan:
+            folder.check_free()
+    except USER_ERRORS as error:
+        return report(error, args)
+    for config, folder in plan:
+        try:
+            run = build(config, folder, args)
+        except USER_ERRORS as error:
+            return report(error, args)
+        if learn(run, args) == "interrupted":
+            return 130
+    return 0
+
+
+def report(error: Exception, args: Args) -> int:
+    """Say what is wrong; return the exit code."""
+    if args.verbose:
+        raise error
+    faults = error.faults if isinstance(error, ConfigError) else [str(error)]
+    where = f" in {args.config}" if args.config and isinstance(error, ConfigError) else ""
+    count = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
+    lines = [f"train.py found {count}{where}:", *(f"  - {fault}" for fault in faults)]
+    print("\n".join(lines), file=sys.stderr)
+    return 2
+
+
+def run_folder(config: RunConfig, args: Args) -> RunFolder:
+    """Return the folder of a run: --log-dir, or a new one in runs/."""
+    if args.log_dir is None:
+        return RunFolder(default_path(config))
+    return RunFolder(args.log_dir / f"s{config.seed}" if args.seeds > 1 else args.log_dir)
+
+
+def build(config: RunConfig, folder: RunFolder, args: Args) -> Run:
+    """Build environments, agent and callbacks; then the run folder, when nothing is wrong."""
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    env = make_env(config, config.n_envs, training=True)
+    model = make_agent(
+        config.algo,
+        env,
+        config.agent,
+        seed=config.seed,
+        device=config.device,
+        fast_cnn=config.fast_cnn,
+    )
+    environments, callbacks = [env], plasticity_callbacks(config, folder, model, args.verbose)
+    if config.checkpoint is not None:
+        callbacks.append(PruningCheckpointCallback(config.checkpoint, folder, config.n_envs))
+    if config.eval is not None:
+        environments.append(make_env(config, config.eval.n_envs, training=False))
+        callbacks.append(
+            evaluation_callback(
+                config.eval, environments[1], folder, config.n_envs, is_deterministic(config)
+            )
+        )
+    folder.create()
+    folder.describe(config)
+    model.set_logger(folder.logger(tables=not args.progress))
+    record_config(model, config)
+    return Run(config, folder, model, environments, callbacks)
+
+
+def make_env(config: RunConfig, n_envs: int, *, training: bool, **overrides: Any) -> VecEnv:
+    """Make the environments that a configuration asks for."""
+    options: dict[str, Any] = {
+        "seed": config.seed + (0 if training else EVAL_SEED_OFFSET),
+        "env_options": config.env_options,
+        "normalize": config.normalize,
+        "gamma": config.agent.get("gamma"),
+        "frame_stack": config.frame_stack,
+        "vec_env": config.vec_env,
+        "imports": config.imports,
+        **overrides,
+    }
+    return envs.make_vec_env(config.env, n_envs=n_envs, training=training, **options)
+
+
+def is_deterministic(config: RunConfig) -> bool:
+    """Tell how to evaluate: as asked for, or stochastic on Atari only."""
+    asked = config.eval.deterministic if config.eval is not None else None
+    return not envs.is_atari(config.env) if asked is None else asked
+
+
+def plasticity_callbacks(
+    config: RunConfig, folder: RunFolder, model: BaseAlgorithm, verbose: bool
+) -> list[BaseCallback]:
+    """Build fire_rl's callbacks, and check that the intervention fits the model."""
+    callbacks: list[BaseCallback] = []
+    if config.metrics is not None:
+        metrics = PlasticityMetricsCallback(**config.metrics.model_dump(), verbose=int(verbose))
+        callbacks.append(metrics)
+    if config.intervention is not None:
+        callback = InterventionCallback(
+            config.intervention, config.schedule, log_dir=folder.path, verbose=1
+        )
+        groups = select_groups(network_groups(model), callback.intervention.networks)
+        callback.intervention.check([group.online for group in groups])
+        callbacks.append(callback)
+    return callbacks
+
+
+def learn(run: Run, args: Args) -> str:
+    """Train, save and sum up; Ctrl-C saves, too. Return ``"finished"`` or ``"interrupted"``."""
+    model, config = run.model, run.config
+    log_interval = {} if config.log_interval is None else {"log_interval": config.log_interval}
+    print(f"Training {config.algo} on {config.env} in {run.folder.path}")
+    start, ending = time.perf_counter(), "finished"
+    try:
+        model.learn(
+            config.total_timesteps, run.callbacks, progress_bar=args.progress, **log_interval
+        )
+    except KeyboardInterrupt:
+        ending = "interrupted"
+    seconds = time.perf_counter() - start
+    patient = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would cut the zip
+    run.folder.save(model)
+    outcome = results(run, seconds)
+    record_outcome(model, config, outcome)
+    model.logger.close()
+    for env in run.environments:
+        with contextlib.suppress(OSError, EOFError):  # Ctrl-C ends the worker processes, too
+            env.close()
+    sum_up(run, ending, seconds, outcome)
+    signal.signal(signal.SIGINT, patient)
+    return ending
+
+
+def results(run: Run, seconds: float) -> dict[str, float | None]:
+    """Return what a run achieved; None where nothing was measured.
+
+    The return is that of the last evaluation, else of the last training episodes.
+    """
+    episodes = [episode["r"] for episode in run.model.ep_info_buffer or []]
+    training = float(np.mean(episodes)) if episodes else None
+    last = best = None
+    for callback in run.callbacks:
+        if isinstance(callback, EvalCallback) and math.isfinite(callback.best_mean_reward):
+            last, best = callback.last_mean_reward, callback.best_mean_reward
+    return {
+        "return": training if last is None else last,
+        "training_return": training,
+        "best_return": best,
+        "interventions": interventions(run),
+        "steps_per_second": run.model.num_timesteps / seconds,
+    }
+
+
+def interventions(run: Run) -> int:
+    """Count the events that happened."""
+    done = [len(c.reports) for c in run.callbacks if isinstance(c, InterventionCallback)]
+    return sum(done)
+
+
+def sum_up(run: Run, ending: str, seconds: float, outcome: Mapping[str, float | None]) -> None:
+    """Say what happened, where everything is and how to look at it."""
+    beside_us = Path(sys.executable).parent / "tensorboard"
+    tensorboard = "tensorboard" if shutil.which("tensorboard") else str(beside_us)
+    score = outcome["return"]
+    print(
+        f"\n{ending.capitalize()} after {run.model.num_timesteps:,} steps in {seconds:.0f} s "
+        f"({outcome['steps_per_second']:.0f} steps/s), {interventions(run)} interventions, "
+        f"return {'not measured' if score is None else f'{score:.2f}'}"
+    )
+    print(f"Logs:         {run.folder.path}")
+    print(f"Model:        {run.folder.model}")
+    print(f"TensorBoard:  {tensorboard} --logdir {run.folder.path}")
+    print(f"Watch it:     {sys.executable} train.py --play {run.folder.path}")
+
+
+def watch(path: Path, args: Args) -> None:
+    """Play episodes of a trained agent, print their returns, write videos."""
+    folder, model_path = find_run(path)
+    config = parse_config(read_yaml(folder.config.read_text(encoding="utf-8")), CHECKS)
+    env = make_env(
+        config,
+        1,
+        training=False,
+        normalize=False,
+        render_mode=None if args.video is None else "rgb_array",
+        **({} if args.seed is None else {"seed": args.seed}),
+    )
+    if config.normalize:
+        statistics = folder.normalization_of(model_path)
+        if statistics is None:
+            raise ConfigError([f"{model_path} needs its vecnormalize.pkl, which is not there."])
+        env = VecNormalize.load(str(statistics), env)
+        env.training = env.norm_reward = False
+    model = load_agent(config.algo, model_path)
+    fps = envs.frames_per_second(config.env, config.env_options, env)
+    print(f"{model_path}: {config.algo} on {config.env}, {model.num_timesteps:,} steps of training")
+    returns, lengths = play(model, env, args.episodes, is_deterministic(config), args.video, fps)
+    env.close()
+    print(f"\n{'episode':>7} {'return':>12} {'length':>8}")
+    for number, (score, length) in enumerate(zip(returns, lengths, strict=True), start=1):
+        print(f"{number:>7} {score:>12.2f} {length:>8}")
+    print(f"{'mean':>7} {np.mean(returns):>12.2f} {np.mean(lengths):>8.0f}")
+    print(f"{'std':>7} {np.std(returns):>12.2f} {np.std(lengths):>8.0f}")
+    if args.video is not None:
+        print(f"Videos: {args.video}")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("Interrupted before training began: nothing to save.", file=sys.stderr)
+        sys.exit(130)
