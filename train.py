@@ -232,7 +232,7 @@ def sum_up(run: Run, ending: str, seconds: float, outcome: Mapping[str, float | 
     score = outcome["return"]
     print(
         f"\n{ending.capitalize()} after {run.model.num_timesteps:,} steps in {seconds:.0f} s "
-        f"({outcome['steps_per_second']:.0f} steps/s), {interventions(run)} interventions, "
+        f"({outcome['steps_per_second']:.0f} steps/s), interventions: {interventions(run)}, "
         f"return {'not measured' if score is None else f'{score:.2f}'}"
     )
     print(f"Logs:         {run.folder.path}")

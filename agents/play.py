@@ -34,7 +34,7 @@ def play(
         Raw return and length of each episode, as SB3's Monitor counts them.
 
     Raises:
-        RuntimeError: If the environment cannot be drawn on this machine.
+        OSError: If the environment cannot be drawn on this machine.
     """
     recorder = None if video is None else _Recorder(video, env, fps)
     try:
@@ -83,7 +83,7 @@ class _Recorder:
         try:
             frame = self.env.render()
         except Exception as error:  # every OpenGL backend fails in its own way
-            raise RuntimeError(
+            raise OSError(
                 f"This machine cannot draw the environment: {error}. MuJoCo without a display "
                 "needs EGL or OSMesa (apt-get install libegl1 libosmesa6), chosen with "
                 "MUJOCO_GL=egl or MUJOCO_GL=osmesa."

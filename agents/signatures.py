@@ -58,9 +58,12 @@ def default(kind: type, name: str) -> Any:
 
 
 def hint(name: object, known: Collection[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest known name, or a list of them all."""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else f" Known are {', '.join(known)}."
+    """Return ``" Did you mean 'x'?"`` for the closest known name, or a list of them."""
+    lower = {choice.lower(): choice for choice in known}
+    close = difflib.get_close_matches(str(name).lower(), lower, n=1)
+    if close:
+        return f" Did you mean {lower[close[0]]!r}?"
+    return f" Known are {', '.join(known)}." if len(known) < 40 else ""
 
 
 def one_of(names: Collection[str]) -> str:

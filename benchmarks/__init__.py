@@ -1,0 +1,1 @@
+"""Speed, memory and learning experiments, each runnable by one command."""

@@ -72,6 +72,8 @@ def make_vec_env(
     """
     options = dict(env_options or {})
     check_env(env_id, options, imports)
+    if render_mode is not None:
+        mujoco.choose_renderer()
     wrapper = None
     if atari.is_atari(env_id):
         options, wrapper_options = atari.split_options(options)

@@ -1,10 +1,13 @@
-"""MuJoCo: running normalisation of observations and rewards, and the missing-package message."""
+"""MuJoCo: running normalisation of observations and rewards, drawing without a display."""
 
 from __future__ import annotations
 
+import ctypes.util
 import difflib
 import importlib.util
 import inspect
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +20,22 @@ def extra_for(spec: EnvSpec, error: Exception) -> str:
     if "mujoco" in str(spec.entry_point) and importlib.util.find_spec("mujoco") is None:
         return "mujoco. Install it with: pip install 'fire-rl[mujoco]'"
     return str(error)
+
+
+def choose_renderer() -> None:
+    """Draw without a display, by EGL or else OSMesa, unless MUJOCO_GL says how.
+
+    gymnasium tries GLFW first; without a display that one only warns, and drawing fails later.
+    """
+    has_display = sys.platform != "linux" or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
+    if has_display or "MUJOCO_GL" in os.environ:
+        return
+    for library, backend in (("EGL", "egl"), ("OSMesa", "osmesa")):
+        if ctypes.util.find_library(library):
+            os.environ["MUJOCO_GL"] = backend
+            return
 
 
 def normalize_options(normalize: bool | Mapping[str, Any]) -> dict[str, Any] | None:

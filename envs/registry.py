@@ -66,7 +66,7 @@ def check_options(spec: EnvSpec, options: Collection[str]) -> None:
         parameters = inspect.signature(_creator(spec)).parameters
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
             return
-        known = [name for name in parameters if name != "render_mode"]
+        known = [*(name for name in parameters if name != "render_mode"), "max_episode_steps"]
     faults = [
         f"`env_options` has an unknown key {name!r} for {spec.id}."
         + (_nearest(name, known) or f" Known are {', '.join(sorted(known))}.")

@@ -92,6 +92,13 @@ def test_plain_environment_with_frame_stack():
     venv.close()
 
 
+def test_time_limit_is_an_option_of_every_environment():
+    venv = make_vec_env("Pendulum-v1", env_options={"max_episode_steps": 3})
+    venv.reset()
+    assert [bool(venv.step(np.zeros((1, 1)))[2][0]) for _ in range(3)] == [False, False, True]
+    venv.close()
+
+
 def test_normalisation_stands_still_in_evaluation():
     training = make_vec_env("Pendulum-v1", normalize=True, gamma=0.9)
     assert isinstance(training, VecNormalize)
