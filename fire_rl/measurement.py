@@ -63,22 +63,33 @@ def observe(model: BaseAlgorithm, groups: Sequence[NetworkGroup], probe: Probe) 
     return Observed(outputs[0], activations)
 
 
-def activation_metrics(group: NetworkGroup, activations: Activations) -> Measurement:
+def activation_metrics(
+    group: NetworkGroup, activations: Activations, per_layer: bool = True
+) -> Measurement:
     """Measure what one network's units do, see :class:`Measurement`."""
     post = {
         layer.name: activations.post[layer.name]
         for layer in group.online.layers
         if layer.name in activations.post
     }
-    layers = {
-        layer.name: _layer_metrics(layer.name, post[layer.name], activations)
-        for layer in group.online.layers
-        if layer.name in post
-    }
-    pooled = _unit_metrics(post, activations) if post else {}
-    ranks = [_feature_metrics(features) for features in _penultimate(group, activations)]
+    # Large maps are read once: the ratios depend on each unit's mean absolute activation only.
+    means = {name: _mean_absolute(units) for name, units in post.items()}
+    measured: dict[int, Metrics] = {}  # penultimate features are some layer's output as well
+
+    def features(tensor: Tensor) -> Metrics:
+        if id(tensor) not in measured:
+            measured[id(tensor)] = _feature_metrics(tensor)
+        return measured[id(tensor)]
+
+    pooled = _unit_metrics(means, post, activations) if post else {}
+    ranks = [features(tensor) for tensor in _penultimate(group, activations)]
     for name in ranks[0] if ranks else ():
         pooled[name] = sum(rank[name] for rank in ranks) / len(ranks)
+    layers: dict[str, Metrics] = {}
+    for name, units in post.items() if per_layer else ():
+        layers[name] = _unit_metrics({name: means[name]}, {name: units}, activations)
+        if units.ndim == 2:
+            layers[name] |= features(units)
     return Measurement(pooled, layers)
 
 
@@ -127,22 +138,22 @@ def probe_size(groups: Iterable[NetworkGroup]) -> int:
     return max(MIN_PROBE_SIZE, 2 * max(widths, default=0))
 
 
-def _unit_metrics(post: Mapping[str, Tensor], activations: Activations) -> Metrics:
+def _mean_absolute(units: Tensor) -> Tensor:
+    """Reduce ``(N, units, *spatial)`` to the mean absolute activation, ``(1, units)``."""
+    return units.abs().mean(dim=[axis for axis in range(units.ndim) if axis != 1])[None]
+
+
+def _unit_metrics(
+    means: Mapping[str, Tensor], post: Mapping[str, Tensor], activations: Activations
+) -> Metrics:
     metrics = {
-        "dormant_ratio": dormant_ratio(post, tau=0.025),
-        "dormant_ratio_0.1": dormant_ratio(post, tau=0.1),
-        "zero_activation": zero_activation_ratio(post),
+        "dormant_ratio": dormant_ratio(means, tau=0.025),
+        "dormant_ratio_0.1": dormant_ratio(means, tau=0.1),
+        "zero_activation": zero_activation_ratio(means),
     }
     tanh = {name: units for name, units in post.items() if activations.kinds[name] == "Tanh"}
     if tanh:
         metrics["saturation"] = saturation_ratio(tanh)
-    return metrics
-
-
-def _layer_metrics(name: str, units: Tensor, activations: Activations) -> Metrics:
-    metrics = _unit_metrics({name: units}, activations)
-    if units.ndim == 2:
-        metrics |= _feature_metrics(units)
     return metrics
 
 

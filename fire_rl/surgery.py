@@ -191,7 +191,7 @@ def _summary(groups: Sequence[NetworkGroup], observed: Observed | None) -> dict[
         return {}
     found = {}
     for group in groups:
-        pooled = activation_metrics(group, observed.activations).pooled
+        pooled = activation_metrics(group, observed.activations, per_layer=False).pooled
         found[group.role] = {name: pooled[name] for name in _REPORTED if name in pooled}
     return found
 
