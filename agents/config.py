@@ -24,7 +24,7 @@ from fire_rl.interventions import make_intervention
 from fire_rl.schedules import make_schedule
 
 # Checks of things that agents know nothing of (environments), given by train.py.
-Checks = Mapping[str, Callable[[Any, Mapping[str, Any]], None]]
+Checks = Mapping[str, Callable[[Any, Mapping[str, Any]], object]]
 Count = Annotated[int, BeforeValidator(as_number), Field(ge=1)]
 
 
