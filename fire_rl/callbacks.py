@@ -274,7 +274,7 @@ class PlasticityMetricsCallback(RolloutCallback):
         ):
             if probe is not None:
                 activations = observe(self.model, groups, probe).activations
-                self._warn_once(activations.unhooked, pooled)
+                self._warn_about_unhooked(activations.unhooked)
                 for group in groups:
                     found = activation_metrics(group, activations)
                     _collect(group, prefix, found, pooled, layers)
@@ -299,7 +299,7 @@ class PlasticityMetricsCallback(RolloutCallback):
         shown = [f"{k} {v:.3g}" for k, v in pooled.items() if k.startswith("plasticity/")]
         self._say(f"step {self.num_timesteps:,}: {', '.join(shown)}")
 
-    def _warn_once(self, unhooked: Sequence[str], pooled: Mapping[str, float]) -> None:
+    def _warn_about_unhooked(self, unhooked: Sequence[str]) -> None:
         if unhooked:
             self._warn(
                 "unhooked",
