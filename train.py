@@ -37,7 +37,7 @@ from agents.flags import Args, read_configs
 from agents.play import play
 from agents.run_folder import RunFolder, default_path, find_run, record_config, record_outcome
 from fire_rl import InterventionCallback, PlasticityMetricsCallback
-from fire_rl.networks import network_groups, select_groups
+from fire_rl.surgery import groups_to_change
 
 # What a user may get wrong before training begins: a message, no traceback.
 USER_ERRORS = (ValueError, ImportError, OSError)
@@ -167,24 +167,33 @@ def plasticity_callbacks(
         callback = InterventionCallback(
             config.intervention, config.schedule, log_dir=folder.path, verbose=1
         )
-        groups = select_groups(network_groups(model), callback.intervention.networks)
-        callback.intervention.check([group.online for group in groups])
+        groups_to_change(model, callback.intervention)  # raises if the two do not fit
         callbacks.append(callback)
     return callbacks
 
 
 def learn(run: Run, args: Args) -> str:
-    """Train, save and sum up; Ctrl-C saves, too. Return ``"finished"`` or ``"interrupted"``."""
+    """Train, save and sum up, after Ctrl-C and errors too.
+
+    Returns:
+        ``"finished"`` or ``"interrupted"``.
+
+    Raises:
+        Exception: What went wrong in training.
+    """
     model, config = run.model, run.config
-    log_interval = {} if config.log_interval is None else {"log_interval": config.log_interval}
+    options: dict[str, Any] = {"callback": run.callbacks, "progress_bar": args.progress}
+    if config.log_interval is not None:
+        options["log_interval"] = config.log_interval
     print(f"Training {config.algo} on {config.env} in {run.folder.path}")
     start, ending = time.perf_counter(), "finished"
+    failure: Exception | None = None
     try:
-        model.learn(
-            config.total_timesteps, run.callbacks, progress_bar=args.progress, **log_interval
-        )
+        model.learn(config.total_timesteps, **options)
     except KeyboardInterrupt:
         ending = "interrupted"
+    except Exception as error:  # what was learned is saved; the traceback follows
+        ending, failure = "failed", error
     seconds = time.perf_counter() - start
     patient = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would cut the zip
     run.folder.save(model)
@@ -196,6 +205,8 @@ def learn(run: Run, args: Args) -> str:
             env.close()
     sum_up(run, ending, seconds, outcome)
     signal.signal(signal.SIGINT, patient)
+    if failure is not None:
+        raise failure
     return ending
 
 

@@ -293,4 +293,9 @@ def _describe(fault: Any) -> str:
 
 
 def _section(name: str) -> type[Section]:
-    return {"metrics": Metrics, "eval": Evaluation, "checkpoint": Checkpoint}.get(name, RunConfig)
+    sections: dict[str, type[Section]] = {
+        "metrics": Metrics,
+        "eval": Evaluation,
+        "checkpoint": Checkpoint,
+    }
+    return sections.get(name, RunConfig)

@@ -93,9 +93,9 @@ def read_configs(args: Args, checks: Checks) -> list[RunConfig]:
 
 def _apply_flags(values: dict[str, Any], args: Args) -> None:
     """Override a file's values, in place."""
-    for name in ("algo", "env", "seed", "n_envs", "device", "num_threads"):
-        if getattr(args, name) is not None:
-            values[name] = getattr(args, name)
+    for flag in ("algo", "env", "seed", "n_envs", "device", "num_threads"):
+        if getattr(args, flag) is not None:
+            values[flag] = getattr(args, flag)
     if args.total_timesteps is not None:
         values["total_timesteps"] = read_yaml(args.total_timesteps)
     if args.intervention is not None:

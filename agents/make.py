@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -80,7 +81,7 @@ def speed_up_convolutions(model: BaseAlgorithm) -> None:
     """
     if not any(isinstance(module, nn.Conv2d) for module in model.policy.modules()):
         return
-    model.policy.to(memory_format=torch.channels_last)
+    model.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
     owners = [model.policy, *model.policy.children()]
     for optimizer in {id(o): o for m in owners if (o := getattr(m, "optimizer", None))}.values():
         if isinstance(optimizer, torch.optim.Adam):
@@ -102,7 +103,7 @@ def _check_memory(algo: str, env: VecEnv, values: Mapping[str, Any]) -> None:
         return
     space = env.observation_space
     boxes = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
-    observation = sum(math.prod(box.shape or ()) * box.dtype.itemsize for box in boxes)
+    observation = sum(np.zeros(box.shape or (), box.dtype).nbytes for box in boxes)
     copies = 1 if values.get("optimize_memory_usage") else 2  # observation and next observation
     size = values.get("buffer_size", default(ALGORITHMS[algo], "buffer_size"))
     needed = copies * size * observation

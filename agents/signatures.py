@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import types
@@ -11,6 +10,8 @@ from functools import cache
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from fire_rl._validation import nearest
 
 NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
@@ -59,11 +60,8 @@ def default(kind: type, name: str) -> Any:
 
 def hint(name: object, known: Collection[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or a list of them."""
-    lower = {choice.lower(): choice for choice in known}
-    close = difflib.get_close_matches(str(name).lower(), lower, n=1)
-    if close:
-        return f" Did you mean {lower[close[0]]!r}?"
-    return f" Known are {', '.join(known)}." if len(known) < 40 else ""
+    listed = f" Known are {', '.join(known)}." if len(known) < 40 else ""
+    return nearest(name, known) or listed
 
 
 def one_of(names: Collection[str]) -> str:

@@ -79,13 +79,14 @@ def make_vec_env(
         options, wrapper_options = atari.split_options(options)
         wrapper = partial(atari.wrap, training=training, options=wrapper_options)
         frame_stack = atari.DEFAULT_FRAME_STACK if frame_stack is None else frame_stack
+    backend: Any = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[vec_env]
     venv = env_util.make_vec_env(
         partial(registry.make_env, env_id, tuple(imports), options, render_mode),
         n_envs=n_envs,
         seed=seed,
         monitor_dir=None if monitor_dir is None else str(monitor_dir),
         wrapper_class=wrapper,
-        vec_env_cls={"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[vec_env],
+        vec_env_cls=backend,
     )
     if frame_stack is not None and frame_stack > 1:
         venv = VecFrameStack(venv, frame_stack)
@@ -104,10 +105,11 @@ def is_atari(env_id: str) -> bool:
 def frames_per_second(env_id: str, env_options: Mapping[str, Any], venv: VecEnv) -> float:
     """Return how many agent steps make a second of video in real time."""
     if atari.is_atari(env_id):
-        return atari.FRAMES_PER_SECOND / env_options.get("frame_skip", 4)
+        return atari.FRAMES_PER_SECOND / int(env_options.get("frame_skip", 4))
     return float(venv.get_attr("metadata")[0].get("render_fps", 30))
 
 
-def _has_channels_last_images(space: gym.Space) -> bool:
-    spaces = space.spaces.values() if isinstance(space, gym.spaces.Dict) else [space]
-    return any(is_image_space(s) and not is_image_space_channels_first(s) for s in spaces)
+def _has_channels_last_images(space: gym.Space[Any]) -> bool:
+    boxes = space.spaces.values() if isinstance(space, gym.spaces.Dict) else [space]
+    images = (box for box in boxes if isinstance(box, gym.spaces.Box) and is_image_space(box))
+    return not all(is_image_space_channels_first(image) for image in images)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes.util
-import difflib
 import importlib.util
 import inspect
 import os
@@ -13,6 +12,8 @@ from typing import Any
 
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from fire_rl._validation import nearest
 
 
 def extra_for(spec: EnvSpec, error: Exception) -> str:
@@ -61,10 +62,9 @@ def normalize_options(normalize: bool | Mapping[str, Any]) -> dict[str, Any] | N
     known = [name for name in parameters if name not in ("venv", "training")]
     for name in normalize:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+            listed = f" Known are {', '.join(known)}."
             raise ValueError(
-                f"`normalize` has an unknown key {name!r}. "
-                + (f"Did you mean {close[0]!r}?" if close else f"Known are {', '.join(known)}.")
+                f"`normalize` has an unknown key {name!r}.{nearest(name, known) or listed}"
             )
     return dict(normalize)
 

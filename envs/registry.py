@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -14,6 +13,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from envs import atari, mujoco
+from fire_rl._validation import nearest
 
 
 def import_modules(imports: Sequence[str]) -> None:
@@ -53,8 +53,8 @@ def find_spec(env_id: str, imports: Sequence[str] = ()) -> EnvSpec:
             atari.register()
         known = list(gym.registry)
         raise ValueError(
-            f"`env` {env_id!r} is not a registered environment.{_nearest(env_id, known)} An id of "
-            "another package needs `imports: [package]`, the module that registers it."
+            f"`env` {env_id!r} is not a registered environment.{nearest(env_id, known, 3)} An id "
+            "of another package needs `imports: [package]`, the module that registers it."
         ) from error
 
 
@@ -69,7 +69,7 @@ def check_options(spec: EnvSpec, options: Collection[str]) -> None:
         known = [*(name for name in parameters if name != "render_mode"), "max_episode_steps"]
     faults = [
         f"`env_options` has an unknown key {name!r} for {spec.id}."
-        + (_nearest(name, known) or f" Known are {', '.join(sorted(known))}.")
+        + (nearest(name, known) or f" Known are {', '.join(sorted(known))}.")
         for name in options
         if name not in known
     ]
@@ -101,8 +101,3 @@ def _creator(spec: EnvSpec) -> Any:
         return load_env_creator(creator) if isinstance(creator, str) else creator
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise ImportError(f"{spec.id} needs a package: {mujoco.extra_for(spec, error)}") from error
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3)
-    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -8,10 +8,14 @@ from collections.abc import Collection
 from typing import Any
 
 
-def nearest(name: object, choices: Collection[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest choice, or an empty string."""
-    close = difflib.get_close_matches(str(name), list(choices), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+def nearest(name: object, choices: Collection[str], count: int = 1) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest choices, or an empty string.
+
+    Upper and lower case are the same.
+    """
+    lower = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(str(name).lower(), list(lower), n=count)
+    return f" Did you mean {' or '.join(repr(lower[name]) for name in close)}?" if close else ""
 
 
 def check_choice(argument: str, value: Any, choices: Collection[str]) -> None:

@@ -22,7 +22,7 @@ from fire_rl.measurement import Measurement, activation_metrics, observe, parame
 from fire_rl.networks import NetworkGroup, network_groups, policy_tensors
 from fire_rl.rollout_callback import RolloutCallback, logger
 from fire_rl.schedules import At, Every, Schedule, make_schedule
-from fire_rl.surgery import apply_intervention
+from fire_rl.surgery import apply_intervention, groups_to_change
 from fire_rl.tensorboard import custom_scalars_layout, log_folder, summary_writer
 
 
@@ -73,9 +73,11 @@ class InterventionCallback(RolloutCallback):
         self.save_before = save_before
         self.reports: list[InterventionReport] = []
         self._initial: dict[str, Tensor] = {}
+        self._announced: set[int] | None = None
 
     def _init_callback(self) -> None:
         if self._model is not self.model:
+            groups_to_change(self.model, self.intervention)  # a misfit shows before training
             tensors = policy_tensors(self.model.policy)
             self._initial = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         super()._init_callback()
@@ -83,12 +85,7 @@ class InterventionCallback(RolloutCallback):
     def _on_training_start(self) -> None:
         super()._on_training_start()
         planned = self.clock.planned()
-        unit = self.clock.unit.replace("_", " ")
-        if planned or self.clock.horizon is not None:
-            steps = ", ".join(f"{step:,}" for step in planned) or "no event"
-            self._say(f"{self.intervention.name}: planned at {steps} {unit}")
-        else:
-            self._say(f"{self.intervention.name}: {self.clock.schedule}, in {unit}")
+        self._announce(planned)
         self._warn_about_plan(planned)
 
     def _on_rollout_start(self) -> None:
@@ -113,6 +110,17 @@ class InterventionCallback(RolloutCallback):
         self.logger.dump(self.num_timesteps)
         self._append_to_log({"planned_step": planned_step, **report.to_dict()})
         self._say(report.summary())
+
+    def _announce(self, planned: Sequence[int]) -> None:
+        """Say what is planned; a later call of ``learn()`` with the same plan is silent."""
+        unit = self.clock.unit.replace("_", " ")
+        if planned or self.clock.horizon is not None:
+            plan = "planned at " + (", ".join(f"{step:,}" for step in planned) or "no event")
+        else:
+            plan = f"{self.clock.schedule},"
+        if self._announced is None or not self._announced.issuperset(planned):
+            self._say(f"{self.intervention.name}: {plan} {unit}")
+        self._announced = (self._announced or set()) | set(planned)
 
     def _append_to_log(self, entry: Mapping[str, Any]) -> None:
         folder = log_folder(self.logger) if self.log_dir is None else Path(self.log_dir)
@@ -305,7 +313,7 @@ class PlasticityMetricsCallback(RolloutCallback):
                 "unhooked",
                 f"No activation module follows {', '.join(unhooked)} (an activation called as a "
                 "function, or none): these layers are left out of dormant_ratio, zero_activation "
-                "and saturation. Use modules such as torch.nn.ReLU() to have them measured.",
+                "and saturation_ratio. Use modules such as torch.nn.ReLU() to have them measured.",
             )
 
     def _warn(self, topic: str, message: str) -> None:

@@ -39,6 +39,20 @@ class Probe:
         first = self.observations
         return len(next(iter(first.values())) if isinstance(first, dict) else first)
 
+    def split(self, elements: int) -> list[Probe]:
+        """Return consecutive parts of at most so many numbers, but at least one observation."""
+        boxes = self.observations
+        tensors = list(boxes.values()) if isinstance(boxes, dict) else [boxes]
+        rows = max(1, elements * len(self) // sum(tensor.numel() for tensor in tensors))
+        parts = []
+        for start in range(0, len(self), rows):
+            part = slice(start, start + rows)
+            seen = (
+                {k: t[part] for k, t in boxes.items()} if isinstance(boxes, dict) else boxes[part]
+            )
+            parts.append(Probe(seen, None if self.actions is None else self.actions[part]))
+        return parts
+
 
 class ProbeSource:
     """Where a callback gets its observations from.

@@ -82,11 +82,9 @@ def apply_intervention(
     started = time.perf_counter()
     intervention = make_intervention(intervention)
     seed = (model.seed or 0) + model.num_timesteps if seed is None else seed
-    every_group = network_groups(model)
-    groups = select_groups(every_group, intervention.networks)
+    every_group, groups = network_groups(model), groups_to_change(model, intervention)
     for group in groups:
         check_finite(group.online)
-    intervention.check([group.online for group in groups])
     if probe is None:
         probe = ProbeSource(probe_size(every_group), seed).live(model)
     observed = observe(model, every_group, probe) if probe is not None else None
@@ -119,6 +117,18 @@ def apply_intervention(
         optimizer_entries_forgotten=forgotten,
         seconds=time.perf_counter() - started,
     )
+
+
+def groups_to_change(model: BaseAlgorithm, intervention: Intervention) -> tuple[NetworkGroup, ...]:
+    """Return the networks that an intervention acts on.
+
+    Raises:
+        ValueError: If the intervention does not fit the model: the algorithm, a role or a layer
+            name is unknown, or a layer cannot be written.
+    """
+    groups = select_groups(network_groups(model), intervention.networks)
+    intervention.check([group.online for group in groups])
+    return groups
 
 
 def _context(

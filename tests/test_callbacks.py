@@ -287,7 +287,7 @@ def test_metrics_by_key():
     weights = {"dfi", "dfi_per_sv", "weight_norm", "spectral_norm"}
     for role in ("actor", "critic", "shared"):
         expected = units | features | weights
-        expected |= {"saturation"} if role != "shared" else set()  # PPO's own layers are tanh
+        expected |= {"saturation_ratio"} if role != "shared" else set()  # PPO's own layers are tanh
         found = {key.split("/")[2] for key in values if key.startswith(f"plasticity/{role}/")}
         assert found == expected
         live = {key.split("/")[2] for key in values if key.startswith(f"live/{role}/")}
@@ -403,6 +403,15 @@ def test_verbose_says_the_plan_once_and_a_line_per_event(caplog):
     assert lines[1].startswith("fire at step 16; actor: 3 of 3 layers, DfI/sv ")
 
 
+def test_chunks_of_a_known_horizon_say_the_plan_once(caplog):
+    caplog.set_level("INFO", logger="fire_rl")
+    model, callback = make_model("ppo"), FireCallback(at=[48], horizon=64, verbose=1)
+    for _ in range(4):
+        model.learn(16, callback=callback, reset_num_timesteps=False)
+    lines = [record.getMessage().partition(";")[0] for record in caplog.records]
+    assert lines == ["fire: planned at 48 timesteps", "fire at step 48"]
+
+
 # --- where it may stand -------------------------------------------------------------------------
 
 
@@ -478,3 +487,11 @@ def test_plain_values_as_yaml_gives_them():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("options", [{"networks": ["critik"]}, {"include": ["actor.latent_pie"]}])
+def test_a_misfit_shows_before_training(options):
+    model = make_model("sac")
+    with pytest.raises(ValueError, match=r"Did you mean"):
+        model.learn(16, callback=FireCallback(at=[16], **options))
+    assert model.num_timesteps == 0

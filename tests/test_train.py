@@ -1,7 +1,9 @@
 """The real entry point: runs, run folders, playing, errors, Ctrl-C."""
 
+import ctypes.util
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -46,6 +48,12 @@ def main(monkeypatch, capfd):
     return run
 
 
+def cpu_seconds_of_children():
+    """Unlike the wall clock, this does not count what other jobs take of the machine."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def scalars(folder):
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
@@ -58,11 +66,11 @@ def scalars(folder):
 @pytest.mark.parametrize("name", SMOKE)
 def test_smoke_config_trains_and_leaves_a_whole_run_folder(name, tmp_path, main):
     file, folder = ROOT / f"configs/smoke/{name}.yaml", tmp_path / "run"
-    start = time.perf_counter()
+    before = cpu_seconds_of_children()
     done = train_py("--config", file, "--log-dir", folder)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert time.perf_counter() - start < 60  # 20 on a machine that has nothing else to do
+    assert cpu_seconds_of_children() - before < 40  # 20 when no other job is on the machine
     config = parse_config(read_yaml(file.read_text()), train.CHECKS)
 
     for part in ("Finished after", f"Logs:         {folder}", "tensorboard --logdir"):
@@ -178,6 +186,8 @@ def test_default_run_folder_says_what_it_is(tmp_path, main, monkeypatch):
 
 @pytest.mark.parametrize("env_id", ["ALE/Breakout-v5", "Hopper-v5"])
 def test_play_records_videos_without_a_display(env_id, tmp_path):
+    if env_id == "Hopper-v5" and not any(map(ctypes.util.find_library, ("EGL", "OSMesa"))):
+        pytest.skip("MuJoCo draws without a display by EGL or OSMesa; neither is installed")
     algo = ["--algo", "ppo", "--env", env_id, "-n", "64", "--set", "agent.n_steps=64", "eval=null"]
     assert train_py(*algo, "--log-dir", tmp_path / "run").returncode == 0
     done = train_py(
@@ -296,6 +306,28 @@ def test_ctrl_c_saves_before_it_leaves(tmp_path):
     assert "Interrupted after" in out
     assert str(folder / "model.zip") in out
     assert ALGORITHMS["dqn"].load(folder / "model.zip").num_timesteps > 0
+
+
+def test_an_error_in_training_saves_what_was_learned(tmp_path):
+    (tmp_path / "fragile.py").write_text(
+        "import gymnasium as gym\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Fragile(CartPoleEnv):\n"
+        "    steps = 0\n"
+        "    def step(self, action):\n"
+        "        self.steps += 1\n"
+        "        if self.steps == 120: raise RuntimeError('the simulator broke')\n"
+        "        return super().step(action)\n"
+        "gym.register('Fragile-v0', Fragile)\n"
+    )
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "--env", "Fragile-v0"]
+    command += ["--set", "imports=[fragile]", "eval=null", "--log-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "the simulator broke" in done.stderr
+    assert "Failed after 119 steps" in done.stdout
+    assert ALGORITHMS["dqn"].load(tmp_path / "run" / "model.zip").num_timesteps == 119
 
 
 def test_help_is_readable(main):

@@ -110,21 +110,25 @@ def capture_activations(
     trace = _Trace(layers, heads)
     with _hooked(list(roots), trace):
         forward()
-    post = {name: torch.cat(calls) for name, calls in trace.post.items() if name not in heads}
+    joined: dict[tuple[int, ...], Tensor] = {}
+
+    def join(calls: list[Tensor]) -> Tensor:
+        # The same tensors, the same result: what several heads share is recognised by identity.
+        key = tuple(map(id, calls))
+        if key not in joined:
+            joined[key] = calls[0] if len(calls) == 1 else torch.cat(calls)
+        return joined[key]
+
+    post = {name: join(calls) for name, calls in trace.post.items() if name not in heads}
     return Activations(
         post=post,
         kinds=trace.kinds,
-        inputs={name: _joined(calls) for name, calls in trace.inputs.items()},
+        inputs={name: join(calls) for name, calls in trace.inputs.items()},
         unhooked=tuple(
             name for name in layers if name in trace.ran and name not in {*post, *heads}
         ),
         not_run=tuple(name for name in layers if name not in trace.ran),
     )
-
-
-def _joined(calls: list[Tensor]) -> Tensor:
-    # One call keeps its identity: heads that share their input are recognised by it.
-    return calls[0] if len(calls) == 1 else torch.cat(calls)
 
 
 @contextmanager
