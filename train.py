@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 import envs
 from agents import ConfigError, RunConfig, load_agent, make_agent, parse_config
-from agents.callbacks import PruningCheckpointCallback, evaluation_callback
-from agents.config import dump_yaml, read_yaml
+from agents.callbacks import PruningCheckpointCallback, TaskCallback, evaluation_callback
+from agents.config import Checks, dump_yaml, read_yaml
 from agents.flags import Args, read_configs
 from agents.play import play
 from agents.run_folder import RunFolder, default_path, find_run, record_config, record_outcome
@@ -43,9 +44,17 @@ from fire_rl.surgery import groups_to_change
 USER_ERRORS = (ValueError, ImportError, OSError)
 # Evaluation must not replay the training's episodes.
 EVAL_SEED_OFFSET = 10_000
-CHECKS = {
+
+
+def check_tasks(tasks: Any, run: Mapping[str, Any]) -> None:
+    """Check the sequence of tasks."""
+    envs.check_tasks(tasks.model_dump(), run.get("n_envs", 1))
+
+
+CHECKS: Checks = {
     "env_options": lambda value, run: envs.check_env(run["env"], value, run["imports"]),
     "normalize": lambda value, run: envs.normalize_options(value),
+    "tasks": check_tasks,
 }
 
 
@@ -122,6 +131,9 @@ def build(config: RunConfig, folder: RunFolder, args: Args) -> Run:
         callbacks.append(PruningCheckpointCallback(config.checkpoint, folder, config.n_envs))
     if config.eval is not None:
         environments.append(make_env(config, config.eval.n_envs, training=False))
+    if config.tasks is not None:
+        callbacks.append(TaskCallback([partial(envs.set_task, env) for env in environments[1:]]))
+    if config.eval is not None:
         callbacks.append(
             evaluation_callback(
                 config.eval, environments[1], folder, config.n_envs, is_deterministic(config)
@@ -142,6 +154,7 @@ def make_env(config: RunConfig, n_envs: int, *, training: bool, **overrides: Any
         "normalize": config.normalize,
         "gamma": config.agent.get("gamma"),
         "frame_stack": config.frame_stack,
+        "tasks": config.tasks and config.tasks.model_dump(),
         "vec_env": config.vec_env,
         "imports": config.imports,
         **overrides,
@@ -271,6 +284,8 @@ def watch(path: Path, args: Args) -> None:
         env = VecNormalize.load(str(statistics), env)
         env.training = env.norm_reward = False
     model = load_agent(config.algo, model_path)
+    if config.tasks is not None:  # the one that it was trained on last
+        envs.set_task(env, (model.num_timesteps - 1) // config.tasks.every)
     fps = envs.frames_per_second(config.env, config.env_options, env)
     print(f"{model_path}: {config.algo} on {config.env}, {model.num_timesteps:,} steps of training")
     returns, lengths = play(model, env, args.episodes, is_deterministic(config), args.video, fps)

@@ -75,6 +75,14 @@ class Checkpoint(Section):
     save_replay_buffer: bool = False
 
 
+class Tasks(Section):
+    """How the environment changes while the agent trains, and every how many steps."""
+
+    change: str
+    every: Count
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
 class RunConfig(Section):
     """Everything that decides a run. The order of the fields is the order of the checks."""
 
@@ -88,6 +96,7 @@ class RunConfig(Section):
     env_options: dict[str, Any] = {}
     normalize: bool | dict[str, Any] = False
     frame_stack: Count | None = None
+    tasks: Tasks | None = None
     agent: dict[str, Any] = {}
     intervention: dict[str, Any] | None = None
     schedule: dict[str, Any] | None = None
@@ -127,12 +136,12 @@ class RunConfig(Section):
             )
         return value
 
-    @field_validator("env_options", "normalize")
+    @field_validator("env_options", "normalize", "tasks")
     @classmethod
     def _check_elsewhere(cls, value: Any, info: ValidationInfo) -> Any:
         checks: Checks = info.context or {}
         check = checks.get(str(info.field_name))
-        if check is not None and {"env", "imports"} <= set(info.data):
+        if check is not None and value is not None and {"env", "imports"} <= set(info.data):
             _as_value_errors(check, value, info.data)
         return value
 
@@ -297,5 +306,6 @@ def _section(name: str) -> type[Section]:
         "metrics": Metrics,
         "eval": Evaluation,
         "checkpoint": Checkpoint,
+        "tasks": Tasks,
     }
     return sections.get(name, RunConfig)

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 _PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy", "ale-py", "mujoco")
 
 

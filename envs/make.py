@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from envs import atari, mujoco, registry
+from envs.continual import ChangingObservations, check_tasks
 
 
 def check_env(
@@ -43,6 +44,7 @@ def make_vec_env(
     normalize: bool | Mapping[str, Any] = False,
     gamma: float | None = None,
     frame_stack: int | None = None,
+    tasks: Mapping[str, Any] | None = None,
     vec_env: Literal["dummy", "subproc"] = "dummy",
     imports: Sequence[str] = (),
     monitor_dir: str | Path | None = None,
@@ -61,6 +63,9 @@ def make_vec_env(
         normalize: True, or options of VecNormalize.
         gamma: The agent's discount, for the normalisation of rewards.
         frame_stack: Frames that the agent sees at once; by default 4 for Atari, else 1.
+        tasks: ``{"change": "offset", "every": 16_384}``, and optionally a ``"seed"``, see
+            :class:`envs.continual.ChangingObservations`; ``every`` counts over all copies.
+            For evaluation the task stays until :func:`envs.set_task`.
         vec_env: ``"dummy"`` runs the copies in this process, ``"subproc"`` one process each.
         imports: Modules to import first, because they register environments.
         monitor_dir: Folder for ``*.monitor.csv`` files, one line an episode; by default none.
@@ -74,18 +79,23 @@ def make_vec_env(
     check_env(env_id, options, imports)
     if render_mode is not None:
         mujoco.choose_renderer()
-    wrapper = None
+    wrappers: list[Callable[[gym.Env], gym.Env]] = []
     if atari.is_atari(env_id):
         options, wrapper_options = atari.split_options(options)
-        wrapper = partial(atari.wrap, training=training, options=wrapper_options)
+        wrappers.append(partial(atari.wrap, training=training, options=wrapper_options))
         frame_stack = atari.DEFAULT_FRAME_STACK if frame_stack is None else frame_stack
+    if tasks is not None:
+        check_tasks(tasks, n_envs if training else 1)
+        every = tasks["every"] // n_envs if training else None
+        changing = partial(ChangingObservations, change=tasks["change"], every=every)
+        wrappers.append(partial(changing, seed=tasks.get("seed", 0)))
     backend: Any = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[vec_env]
     venv = env_util.make_vec_env(
         partial(registry.make_env, env_id, tuple(imports), options, render_mode),
         n_envs=n_envs,
         seed=seed,
         monitor_dir=None if monitor_dir is None else str(monitor_dir),
-        wrapper_class=wrapper,
+        wrapper_class=partial(_wrap_all, wrappers=wrappers),
         vec_env_cls=backend,
     )
     if frame_stack is not None and frame_stack > 1:
@@ -107,6 +117,10 @@ def frames_per_second(env_id: str, env_options: Mapping[str, Any], venv: VecEnv)
     if atari.is_atari(env_id):
         return atari.FRAMES_PER_SECOND / int(env_options.get("frame_skip", 4))
     return float(venv.get_attr("metadata")[0].get("render_fps", 30))
+
+
+def _wrap_all(env: gym.Env, wrappers: Sequence[Callable[[gym.Env], gym.Env]]) -> gym.Env:
+    return reduce(lambda wrapped, wrapper: wrapper(wrapped), wrappers, env)
 
 
 def _has_channels_last_images(space: gym.Space[Any]) -> bool:

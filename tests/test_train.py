@@ -2,62 +2,30 @@
 
 import ctypes.util
 import json
-import os
 import resource
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
 from agents import ALGORITHMS, parse_config
 from agents.config import read_yaml
+from tests.runs import ENVIRONMENT, ROOT, scalars, train_py
 
-ROOT = Path(train.__file__).parent
 SMOKE = sorted(path.stem for path in ROOT.glob("configs/smoke/*.yaml"))
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 TINY = ["--algo", "dqn", "--env", "CartPole-v1", "-n", "200", "--num-threads", "1"]
 TINY += ["--set", "agent.learning_starts=50", "eval.every=100", "eval.episodes=1"]
-
-
-def train_py(*args, cwd=ROOT):
-    """Run train.py as a user does."""
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, args)]
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
-
-
-@pytest.fixture
-def main(monkeypatch, capfd):
-    """Run train.main in this process: the exit code, the output and the errors."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, args)])
-        try:
-            code = train.main()
-        except SystemExit as exit:
-            code = exit.code
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
 
 
 def cpu_seconds_of_children():
     """Unlike the wall clock, this does not count what other jobs take of the machine."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def scalars(folder):
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    return events
 
 
 # ---------------------------------------------------------------------------------------- runs
