@@ -156,12 +156,18 @@ class RunConfig(Section):
         if value is None:
             return None
         spec = {"name": value} if isinstance(value, str) else value
+        if isinstance(spec, Mapping):
+            named = {key: spec[key] for key in ("name", "preset") if key in spec}
+            options = [{**named, key: spec[key]} for key in spec if key not in named]
+            _each(make_intervention, [named, *options])
         _as_value_errors(make_intervention, spec)
         return spec
 
     @field_validator("schedule", mode="before")
     @classmethod
     def _check_schedule(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, Mapping):
+            _each(make_schedule, [_alone(key, option) for key, option in value.items()])
         if value is not None:
             _as_value_errors(make_schedule, value)
         # An intervention with a fault of its own is missing from info.data.
@@ -283,6 +289,24 @@ def _as_value_errors(check: Callable[..., Any], *args: Any) -> None:
         check(*args)
     except (TypeError, ImportError) as error:
         raise ValueError(str(error)) from error
+
+
+def _each(make: Callable[[Any], Any], specs: Sequence[Mapping[str, Any]]) -> None:
+    """Try options one by one, to report the faults of all of them and not of the first only."""
+    faults: list[str] = []
+    for spec in specs:
+        try:
+            make(spec)
+        except (ValueError, TypeError) as error:
+            if str(error) not in faults:
+                faults.append(str(error))
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def _alone(key: str, option: Any) -> dict[str, Any]:
+    """Return a schedule that is right but for one key: ``stop`` stands beside ``every`` only."""
+    return {"every": 1, "stop": option} if key == "stop" else {key: option}
 
 
 def _describe(fault: Any) -> str:

@@ -228,14 +228,15 @@ def test_bad_input_gets_a_message_and_exit_code_2(args, message, main, tmp_path,
 def test_all_faults_of_a_file_at_once_without_traceback(tmp_path):
     (tmp_path / "bad.yaml").write_text(
         "algo: dqn\nenv: ALE/Breakot-v5\ntotal_timestep: 5\nagent: {lr: 3, gama: 1}\n"
-        "intervention: {name: fire, strenth: 2}\nschedule: {every: -5}\nmetrics: {evry: 1}\n"
+        "intervention: {name: fire, strenth: 2, method: exat}\n"
+        "schedule: {every: -5, stop: 2}\nmetrics: {evry: 1}\n"
     )
     done = train_py("--config", "bad.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert "found 7 faults in bad.yaml" in done.stderr
+    assert "found 9 faults in bad.yaml" in done.stderr
     for expected in ("'ALE/Breakout-v5'", "'total_timesteps'", "agent.lr", "'gamma'", "'strength'",
-                     "at least 1", "`metrics.evry`"):  # fmt: skip
+                     "'exact'", "at least 1", "`stop` must be", "`metrics.evry`"):  # fmt: skip
         assert expected in done.stderr
 
 
