@@ -14,8 +14,8 @@ RINGS = [
     {"_validation", "_random", "orthogonal", "layers"},
     {"interventions", "schedules", "metrics", "optimizer_state", "functional"},
     {
-        "networks", "probe", "measurement", "aftermath", "surgery", "clock", "tensorboard",
-        "rollout_callback", "callbacks",
+        "networks", "probe", "replay", "measurement", "aftermath", "surgery", "clock",
+        "tensorboard", "rollout_callback", "callbacks",
     },
 ]  # fmt: skip
 FILES = sorted((ROOT / "fire_rl").rglob("*.py"))
