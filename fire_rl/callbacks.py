@@ -1,8 +1,8 @@
-"""SB3 callbacks: apply interventions on a schedule, and measure plasticity beside returns.
+"""SB3 callbacks that apply interventions on a schedule.
 
 Weights change in ``_on_rollout_start`` only: in ``_on_step`` an on-policy algorithm is in the
 middle of a rollout, and in ``_on_rollout_end`` its stored values and log-probabilities would be
-those of other weights. Both callbacks take plain values, so that rl_zoo3 can name them in YAML.
+those of other weights. All callbacks take plain values, so that rl_zoo3 can name them in YAML.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from torch import Tensor
 
 from fire_rl.clock import EventClock, Unit
 from fire_rl.interventions import Intervention, InterventionReport, make_intervention
-from fire_rl.measurement import Measurement, activation_metrics, observe, parameter_metrics
-from fire_rl.networks import NetworkGroup, network_groups, policy_tensors
+from fire_rl.logs import log_folder
+from fire_rl.metrics_callback import PlasticityMetricsCallback
+from fire_rl.networks import policy_tensors
 from fire_rl.rollout_callback import RolloutCallback, logger
-from fire_rl.schedules import At, Every, Schedule, make_schedule
+from fire_rl.schedules import At, Schedule, make_schedule
 from fire_rl.surgery import apply_intervention, groups_to_change
-from fire_rl.tensorboard import custom_scalars_layout, log_folder, summary_writer
+
+__all__ = ["FireCallback", "InterventionCallback", "PlasticityMetricsCallback"]
 
 
 class InterventionCallback(RolloutCallback):
@@ -110,6 +112,20 @@ class InterventionCallback(RolloutCallback):
         self.logger.dump(self.num_timesteps)
         self._append_to_log({"planned_step": planned_step, **report.to_dict()})
         self._say(report.summary())
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain values."""
+        reports = [report.to_dict() for report in self.reports]
+        own = {"reports": reports, "initial": self._initial, "announced": self._announced}
+        return {**super().get_state(), **own}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`get_state`, in training."""
+        super().set_state(state)
+        self.reports = [InterventionReport.from_dict(report) for report in state["reports"]]
+        device = self.model.device
+        self._initial = {name: tensor.to(device) for name, tensor in state["initial"].items()}
+        self._announced = state["announced"]
 
     def _announce(self, planned: Sequence[int]) -> None:
         """Say what is planned; a later call of ``learn()`` with the same plan is silent."""
@@ -215,125 +231,6 @@ class FireCallback(InterventionCallback):
             seed=seed,
             verbose=verbose,
         )
-
-
-class PlasticityMetricsCallback(RolloutCallback):
-    """Measure the plasticity of every trained network, and log it beside the returns.
-
-    Pooled metrics go through the model's logger, at the step at which they were measured:
-    ``plasticity/<role>/<metric>`` on a frozen probe (the first ``probe_size`` observations that
-    exist, as network inputs) and from the weights, ``live/<role>/<metric>`` on what the networks
-    train on now. Metrics of single layers go to TensorBoard only, under
-    ``plasticity_layers/<role>/<layer>/<metric>``. Measuring draws from no random generator of the
-    training, and changes nothing: weights are bit-equal with and without it.
-
-    Args:
-        every: Period in environment steps over all environments.
-        probe_size: Number of observations; by default ``max(1024, 2 D)`` for features of width D.
-        per_layer: Whether to log single layers too.
-        seed: Of the callback's own random numbers; by default the model's.
-        verbose: 1 for one line per measurement.
-
-    Attributes:
-        history: ``(step, {log key: value})`` of every measurement so far.
-    """
-
-    def __init__(
-        self,
-        every: int = 10_000,
-        *,
-        probe_size: int | None = None,
-        per_layer: bool = True,
-        seed: int | None = None,
-        verbose: int = 0,
-    ) -> None:
-        super().__init__(EventClock(Every(every), None, "timesteps"), probe_size, seed, verbose)
-        self.per_layer = per_layer
-        self.history: list[tuple[int, dict[str, float]]] = []
-        self._warned: set[str] = set()
-
-    def _on_training_start(self) -> None:
-        super()._on_training_start()
-        writer = summary_writer(self.logger)
-        if writer is not None:
-            roles = [group.role for group in network_groups(self.model)]
-            writer.add_custom_scalars(custom_scalars_layout(roles))
-
-    def _on_rollout_start(self) -> None:
-        super()._on_rollout_start()
-        self._measure_if_due()
-
-    def _on_training_end(self) -> None:
-        self._measure_if_due()
-        super()._on_training_end()
-
-    def _measure_if_due(self) -> None:
-        if self.clock.take() is None:
-            return
-        assert self.source is not None
-        groups = network_groups(self.model)
-        pooled: dict[str, float] = {}
-        layers: dict[str, float] = {}
-        for group in groups:
-            _collect(group, "plasticity", parameter_metrics(group), pooled, layers)
-        for prefix, probe in (
-            ("plasticity", self.source.frozen),
-            ("live", self.source.live(self.model)),
-        ):
-            if probe is not None:
-                activations = observe(self.model, groups, probe).activations
-                self._warn_about_unhooked(activations.unhooked)
-                for group in groups:
-                    found = activation_metrics(group, activations)
-                    _collect(group, prefix, found, pooled, layers)
-        self._log(pooled, layers)
-
-    def _log(self, pooled: dict[str, float], layers: dict[str, float]) -> None:
-        if any(math.isnan(value) for key, value in pooled.items() if "rank" in key):
-            self._warn(
-                "rank",
-                "A rank needs at least as many observations as feature dimensions; with fewer "
-                "(early in training, or a small `probe_size`) it is NaN.",
-            )
-        self.history.append((self.num_timesteps, pooled))
-        for key, value in pooled.items():
-            self.logger.record(key, value)
-        # Off-policy algorithms dump when episodes end only, and keep the last value of a key.
-        self.logger.dump(self.num_timesteps)
-        writer = summary_writer(self.logger)
-        if self.per_layer and writer is not None:
-            for key, value in layers.items():
-                writer.add_scalar(key, value, self.num_timesteps)
-        shown = [f"{k} {v:.3g}" for k, v in pooled.items() if k.startswith("plasticity/")]
-        self._say(f"step {self.num_timesteps:,}: {', '.join(shown)}")
-
-    def _warn_about_unhooked(self, unhooked: Sequence[str]) -> None:
-        if unhooked:
-            self._warn(
-                "unhooked",
-                f"No activation module follows {', '.join(unhooked)} (an activation called as a "
-                "function, or none): these layers are left out of dormant_ratio, zero_activation "
-                "and saturation_ratio. Use modules such as torch.nn.ReLU() to have them measured.",
-            )
-
-    def _warn(self, topic: str, message: str) -> None:
-        if topic not in self._warned:
-            self._warned.add(topic)
-            warnings.warn(message, UserWarning, stacklevel=2)
-
-
-def _collect(
-    group: NetworkGroup,
-    prefix: str,
-    found: Measurement,
-    pooled: dict[str, float],
-    layers: dict[str, float],
-) -> None:
-    for name, value in found.pooled.items():
-        pooled[f"{prefix}/{group.role}/{name}"] = value
-    for layer, metrics in found.layers.items():
-        for name, value in metrics.items():
-            layers[f"{prefix}_layers/{group.role}/{layer}/{name}"] = value
 
 
 def _without_nan(value: Any) -> Any:

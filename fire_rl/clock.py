@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -43,7 +43,7 @@ class EventClock:
             )
         self._previous: int | None = None
         self._total_timesteps = 0
-        self._updates: dict[int, int] = {}
+        self._updates: list[int] = []  # by optimizer
         self._hooks: list[Any] = []
 
     def start(self, model: BaseAlgorithm) -> None:
@@ -78,7 +78,7 @@ class EventClock:
         """Return the current step in this clock's unit."""
         if self.unit == "timesteps":
             return model.num_timesteps
-        return max(self._updates.values(), default=0)
+        return max(self._updates, default=0)
 
     def advance(self, model: BaseAlgorithm) -> None:
         """Arm the event that the steps since the last call have crossed, if any."""
@@ -96,6 +96,15 @@ class EventClock:
         step, self.armed = self.armed, None
         return step
 
+    def get_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain values."""
+        return {"armed": self.armed, "previous": self._previous, "updates": list(self._updates)}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`get_state`."""
+        self.armed, self._previous = state["armed"], state["previous"]
+        self._updates[:] = state["updates"]
+
     def _past_stop(self, model: BaseAlgorithm) -> bool:
         if self.horizon is not None:
             return False  # the schedule itself has looked
@@ -103,11 +112,11 @@ class EventClock:
         return model.num_timesteps > stop * self._total_timesteps
 
     def _count_updates(self, model: BaseAlgorithm) -> None:
-        optimizers = {id(group.optimizer): group.optimizer for group in network_groups(model)}
+        groups = network_groups(model)
+        optimizers = list({id(group.optimizer): group.optimizer for group in groups}.values())
+        self._updates = self._updates or [0] * len(optimizers)
 
         def count(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            self._updates[id(optimizer)] = self._updates.get(id(optimizer), 0) + 1
+            self._updates[[id(item) for item in optimizers].index(id(optimizer))] += 1
 
-        self._hooks = [
-            optimizer.register_step_post_hook(count) for optimizer in optimizers.values()
-        ]
+        self._hooks = [optimizer.register_step_post_hook(count) for optimizer in optimizers]

@@ -7,6 +7,7 @@ private generator. Observations are network inputs: what VecNormalize would show
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,29 @@ class ProbeSource:
             for key in self._window[0]
         }
         return Probe(_tensors(arrays, model.device), None)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain values."""
+        frozen = self.frozen
+        return {
+            "frozen": None if frozen is None else (frozen.observations, frozen.actions),
+            "generator": self._generator.bit_generator.state,
+            "window": self._window,
+        }
+
+    def set_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from :meth:`get_state`, with the frozen probe on a device."""
+        self.frozen = None
+        if state["frozen"] is not None:
+            seen, actions = state["frozen"]
+            observations = (
+                {key: tensor.to(device) for key, tensor in seen.items()}
+                if isinstance(seen, dict)
+                else seen.to(device)
+            )
+            self.frozen = Probe(observations, None if actions is None else actions.to(device))
+        self._generator.bit_generator.state = state["generator"]
+        self._window = list(state["window"])
 
     def _available(self, model: BaseAlgorithm) -> int:
         buffer = getattr(model, "replay_buffer", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
@@ -49,7 +49,7 @@ class RolloutCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._rollout_started = False
-        _check_place(self)
+        check_place(self)
         self.clock.start(self.model)
 
     def _on_rollout_start(self) -> None:
@@ -58,7 +58,7 @@ class RolloutCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         if not self._rollout_started:
-            raise RuntimeError(_misplaced(self, "a callback that forwards no rollout hooks"))
+            raise RuntimeError(misplaced(self, "a callback that forwards no rollout hooks"))
         self.clock.advance(self.model)
         return True
 
@@ -68,6 +68,17 @@ class RolloutCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         self.clock.stop()
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain values."""
+        assert self.source is not None
+        return {"clock": self.clock.get_state(), "source": self.source.get_state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`get_state`, in training."""
+        assert self.source is not None
+        self.clock.set_state(state["clock"])
+        self.source.set_state(state["source"], self.model.device)
 
     def _probe(self) -> Probe | None:
         """The frozen probe, or what there is before enough observations exist for it."""
@@ -82,8 +93,12 @@ class RolloutCallback(BaseCallback):
             logger.info(message)
 
 
-def _check_place(callback: BaseCallback) -> None:
-    """Refuse callbacks around us that would make ours do nothing, or undo it."""
+def check_place(callback: BaseCallback) -> None:
+    """Refuse callbacks around ours that would make it do nothing, or undo it.
+
+    Raises:
+        RuntimeError: With what stands around it.
+    """
     for path in _paths(callback.locals.get("callback"), ()):
         names = {base.__name__ for base in type(path[-1]).__mro__}
         if "ParallelTrainCallback" in names:
@@ -95,7 +110,7 @@ def _check_place(callback: BaseCallback) -> None:
         if path[-1] is callback:
             for wrapper in path[:-1]:
                 if isinstance(wrapper, EventCallback):
-                    raise RuntimeError(_misplaced(callback, type(wrapper).__name__))
+                    raise RuntimeError(misplaced(callback, type(wrapper).__name__))
 
 
 def _paths(callback: Any, above: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
@@ -108,7 +123,8 @@ def _paths(callback: Any, above: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         yield from _paths(child, path)
 
 
-def _misplaced(callback: BaseCallback, wrapper: str) -> str:
+def misplaced(callback: BaseCallback, wrapper: str) -> str:
+    """Say that a callback cannot work inside another."""
     return (
         f"{type(callback).__name__} is inside {wrapper}, which does not forward "
         "`on_rollout_start`, the only moment at which weights may change: it would do nothing. "

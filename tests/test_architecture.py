@@ -12,10 +12,14 @@ import fire_rl.metrics
 ROOT = Path(__file__).parent.parent
 RINGS = [
     {"_validation", "_random", "orthogonal", "layers"},
-    {"interventions", "schedules", "metrics", "optimizer_state", "functional"},
+    {
+        "interventions", "schedules", "metrics", "optimizer_state", "functional", "plain",
+        "object_state",
+    },
     {
         "networks", "probe", "replay", "measurement", "aftermath", "surgery", "clock",
-        "tensorboard", "rollout_callback", "callbacks",
+        "logs", "rollout_callback", "metrics_callback", "callbacks", "training_state",
+        "replay_files", "checkpoint", "checkpoint_callback",
     },
 ]  # fmt: skip
 FILES = sorted((ROOT / "fire_rl").rglob("*.py"))

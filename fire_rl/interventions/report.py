@@ -138,6 +138,17 @@ class InterventionReport:
         """Return the report as plain values, ready for JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> InterventionReport:
+        """Return the report that :meth:`to_dict` has described."""
+        networks = {
+            role: Changes(
+                **{**changes, "layers": tuple(LayerChange(**item) for item in changes["layers"])}
+            )
+            for role, changes in values["networks"].items()
+        }
+        return cls(**{**values, "networks": networks})
+
     def scalars(self) -> dict[str, float]:
         """Return the pooled numbers by log key, ``intervention/<role>/<name>``."""
         found: dict[str, float] = {}

@@ -1,0 +1,120 @@
+"""The SB3 callback that saves checkpoints, and resumes from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from fire_rl._validation import check_int
+from fire_rl.checkpoint import Saved, latest, locked, restore, save
+from fire_rl.clock import EventClock
+from fire_rl.rollout_callback import check_place, logger
+from fire_rl.schedules import Every
+
+
+class RunCheckpointCallback(BaseCallback):
+    """Save all that a training needs to go on exactly, and go on from it.
+
+    Unlike SB3's ``CheckpointCallback`` it keeps random states, environments in mid-episode, the
+    replay buffer, schedules and callbacks: a training that is killed and resumed ends with the
+    same weights as one that was not (on a CPU; the arithmetic of a GPU is not repeatable).
+
+    Args:
+        folder: Folder of checkpoints, one sub-folder each.
+        every: Period in environment steps over all environments.
+        keep_last: How many checkpoints to keep; None for all.
+        resume: True to go on from the newest whole checkpoint in ``folder``, and to start anew
+            if there is none; or a checkpoint's path.
+        strict: Whether hyper-parameters other than the checkpoint's are an error.
+        verbose: 1 for a line per checkpoint.
+
+    Attributes:
+        saved: What was written so far.
+        stop_requested: Set it to save at the next rollout start and to stop there with a
+            ``KeyboardInterrupt``; a handler of signals can do no more.
+
+    Example:
+        >>> from stable_baselines3 import PPO
+        >>> model = PPO("MlpPolicy", "CartPole-v1", n_steps=64)
+        >>> callback = RunCheckpointCallback("checkpoints", every=50_000, resume=True)
+        >>> model = model.learn(100, callback=callback)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every: int = 100_000,
+        *,
+        keep_last: int | None = 2,
+        resume: bool | str | Path = False,
+        strict: bool = True,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        self.folder = Path(folder)
+        self.clock = EventClock(Every(every), None, "timesteps")
+        self.keep_last = None if keep_last is None else check_int("keep_last", keep_last, 1)
+        self.resume = resume
+        self.strict = strict
+        self.saved: list[Saved] = []
+        self.stop_requested = False
+        self._base: Path | None = None
+        self._lock = ExitStack()
+
+    def _on_training_start(self) -> None:
+        check_place(self)
+        self._lock.enter_context(locked(self.folder))
+        self.clock.start(self.model)
+
+    def _on_rollout_start(self) -> None:
+        if self.resume:
+            self._restore()
+        self.clock.advance(self.model)
+        if self.clock.take() is not None or self.stop_requested:
+            self._save()
+        if self.stop_requested:
+            self._lock.close()
+            raise KeyboardInterrupt
+
+    def _on_step(self) -> bool:
+        self.clock.advance(self.model)
+        return True
+
+    def _on_training_end(self) -> None:
+        self.clock.stop()
+        self._lock.close()
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain values."""
+        return {"clock": self.clock.get_state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`get_state`."""
+        self.clock.set_state(state["clock"])
+
+    def _restore(self) -> None:
+        path = latest(self.folder) if self.resume is True else Path(str(self.resume))
+        self.resume = False
+        if path is None:
+            return
+        restore(self.model, path, [self.locals["callback"]], self.strict)
+        self._base = path
+        self._say(f"resumed from {path} at step {self.model.num_timesteps:,}")
+
+    def _save(self) -> None:
+        callbacks = [self.locals["callback"]]
+        saved = save(self.model, self.folder, callbacks, self.keep_last, self._base)
+        self._base = saved.path
+        self.saved.append(saved)
+        self._say(
+            f"checkpoint {saved.path}: {saved.written / 1e6:.1f} MB written, "
+            f"{saved.total / 1e6:.1f} MB in all, {saved.seconds:.2f} s"
+        )
+
+    def _say(self, message: str) -> None:
+        if self.verbose >= 1:
+            logger.info(message)
