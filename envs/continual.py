@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -14,7 +14,6 @@ from stable_baselines3.common.vec_env import VecEnv
 from fire_rl._validation import nearest
 
 Array = NDArray[Any]
-Transform = Callable[[Array], Array]
 
 # The first task of every change is the environment as it is.
 CHANGES = ("offset", "permutation")
@@ -53,22 +52,31 @@ class ChangingObservations(gym.Wrapper[Array, Any, Array, Any]):
         super().__init__(env)
         self.observation_space = spaces.Box(-np.inf, np.inf, space.shape, np.float32)
         self.change, self.every, self.seed = change, every, seed
-        self.task = 0
-        self._steps = 0
-        self._transform: Transform = _identity
+        self._size = int(np.prod(space.shape))
+        self.set_task(0)
 
     def set_task(self, task: int) -> None:
         """Go to a task at once; the next reset shows it."""
         self.task = task
         self._steps = task * (self.every or 0)
-        self._transform = _transform(self.change, self.seed, task, self.observation_space.shape)
+        # A task shows signs * x[order] + offset; the first one shows x.
+        self._order = np.arange(self._size)
+        self._signs = np.ones(self._size, np.float32)
+        self._offset = np.zeros(self._size, np.float32)
+        if task > 0:
+            generator = np.random.default_rng((self.seed, task))
+            if self.change == "offset":
+                self._offset = generator.normal(0, OFFSET_STD, self._size).astype(np.float32)
+            else:
+                self._order = generator.permutation(self._size)
+                self._signs = generator.choice([-1, 1], self._size).astype(np.float32)
 
     def reset(self, **kwargs: Any) -> tuple[Array, dict[str, Any]]:
         """Begin an episode, of the next task if the last one is complete."""
         if self.every is not None and self._steps // self.every != self.task:
             self.set_task(self._steps // self.every)
         observation, info = self.env.reset(**kwargs)
-        return self._transform(observation), {**info, "task": self.task}
+        return self._show(observation), {**info, "task": self.task}
 
     def step(self, action: Any) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
         """Take one step of the current task."""
@@ -77,7 +85,11 @@ class ChangingObservations(gym.Wrapper[Array, Any, Array, Any]):
         if self.every is not None:
             truncated = truncated or self._steps % self.every == 0
         info = {**info, "task": self.task}
-        return self._transform(observation), reward, terminated, truncated, info
+        return self._show(observation), reward, terminated, truncated, info
+
+    def _show(self, observation: Array) -> Array:
+        shown: Array = self._signs * observation.astype(np.float32)[self._order] + self._offset
+        return shown
 
 
 def check_tasks(tasks: Mapping[str, Any], n_envs: int) -> None:
@@ -98,20 +110,3 @@ def check_tasks(tasks: Mapping[str, Any], n_envs: int) -> None:
 def set_task(venv: VecEnv, task: int) -> None:
     """Move every copy to a task."""
     venv.env_method("set_task", task)
-
-
-def _identity(observation: Array) -> Array:
-    return observation
-
-
-def _transform(change: str, seed: int, task: int, shape: tuple[int, ...] | None) -> Transform:
-    """Return how a task shows an observation."""
-    if task == 0:
-        return _identity
-    assert shape is not None
-    generator = np.random.default_rng((seed, task))
-    if change == "offset":
-        offset = generator.normal(0.0, OFFSET_STD, shape)
-        return lambda x: (x + offset).astype(np.float32)
-    order, signs = generator.permutation(shape[0]), generator.choice([-1, 1], shape)
-    return lambda x: (signs * x[order]).astype(np.float32)

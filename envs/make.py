@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import (
 
 from envs import atari, mujoco, registry
 from envs.continual import ChangingObservations, check_tasks
+from fire_rl.object_state import StateAccess
 
 
 def check_env(
@@ -89,6 +90,8 @@ def make_vec_env(
         every = tasks["every"] // n_envs if training else None
         changing = partial(ChangingObservations, change=tasks["change"], every=every)
         wrappers.append(partial(changing, seed=tasks.get("seed", 0)))
+    if vec_env == "subproc":
+        wrappers.append(StateAccess)  # checkpoints reach into the worker processes through it
     backend: Any = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[vec_env]
     venv = env_util.make_vec_env(
         partial(registry.make_env, env_id, tuple(imports), options, render_mode),

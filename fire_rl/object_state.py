@@ -10,6 +10,7 @@ be worse than none. MuJoCo and the Atari emulator are asked for theirs; pickling
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 import types
 from collections import deque
@@ -31,7 +32,10 @@ _SKIPPED = {
     "metadata", "spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs", "_cached_spec",
     "_metadata",
 }  # fmt: skip
-_STATIC = (type, types.ModuleType, EnvSpec, enum.Enum, np.dtype, gym.Env)
+_STATIC = (
+    type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType,
+    functools.partial, EnvSpec, enum.Enum, np.dtype, gym.Env,
+)  # fmt: skip
 # Known by name, so that nothing is imported: drawing, files, and MuJoCo's model (see `_digest`).
 _STATIC_NAMES = {"MjModel", "MujocoRenderer", "ResultsWriter"}
 _STATIC_PACKAGES = {"pygame"}
@@ -174,7 +178,7 @@ def _is_static(value: Any) -> bool:
         return False
     kind = type(value)
     is_known = kind.__name__ in _STATIC_NAMES or kind.__module__.split(".")[0] in _STATIC_PACKAGES
-    return is_known or callable(value) or isinstance(value, _STATIC)
+    return is_known or isinstance(value, _STATIC)
 
 
 def _capture(path: str, value: Any, parts: Parts) -> State:

@@ -40,7 +40,7 @@ _NOT_OF_THE_MODEL = {"start_time", "_num_timesteps_at_start", "action_noise", "p
 # Of a vector environment: buffers that the next step fills, and what is captured by itself.
 _NOT_OF_A_VEC_ENV = {
     "venv", "envs", "buf_obs", "buf_dones", "buf_rews", "buf_infos", "actions", "keys", "metadata",
-    "reset_infos", "class_attributes",
+    "reset_infos", "class_attributes", "remotes", "processes", "work_remotes",
 }  # fmt: skip
 # Constructor arguments that a resumed run may change.
 _FREE_ARGUMENTS = {"seed", "verbose", "tensorboard_log", "device", "stats_window_size"}
