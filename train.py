@@ -4,6 +4,7 @@ Examples:
   python train.py --config configs/quickstart.yaml
   python train.py --config configs/atari/dqn_fire.yaml --seed 1 --set agent.gamma=0.98
   python train.py --algo sac --env HalfCheetah-v5 --intervention fire --every 100000
+  python train.py --resume runs/RUN
   python train.py --play runs/RUN --video videos
 
 Flags override the file.
@@ -17,7 +18,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,23 +26,41 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-import envs
-from agents import ConfigError, RunConfig, load_agent, make_agent, parse_config
-from agents.callbacks import PruningCheckpointCallback, TaskCallback, evaluation_callback
-from agents.config import Checks, dump_yaml, read_yaml
-from agents.flags import Args, read_configs
-from agents.play import play
-from agents.run_folder import RunFolder, default_path, find_run, record_config, record_outcome
+try:
+    import tyro
+
+    import envs
+    from agents import ConfigError, RunConfig, load_agent, make_agent, parse_config
+    from agents.algorithms import hyperparameters
+    from agents.callbacks import TaskCallback, evaluation_callback
+    from agents.config import Checks, dump_yaml
+    from agents.flags import Args, check_combination, read_configs
+    from agents.plain_yaml import read_yaml
+    from agents.play import play
+    from agents.run_folder import (
+        RunFolder,
+        default_path,
+        find_run,
+        record_config,
+        record_outcome,
+    )
+except ModuleNotFoundError as error:
+    sys.exit(f"train.py needs {error.name}. Install all that it uses: pip install -e '.[train]'")
+
 from fire_rl import InterventionCallback, PlasticityMetricsCallback
+from fire_rl.checkpoint import CheckpointError, check, latest
+from fire_rl.checkpoint_callback import RunCheckpointCallback
+from fire_rl.logs import continue_csv
 from fire_rl.surgery import groups_to_change
 
 # What a user may get wrong before training begins: a message, no traceback.
-USER_ERRORS = (ValueError, ImportError, OSError)
+USER_ERRORS = (ValueError, ImportError, OSError, CheckpointError)
+# Keeps each frame once; agents know it by name only.
+FRAME_BUFFER = "fire_rl.replay.FrameReplayBuffer"
 # Evaluation must not replay the training's episodes.
 EVAL_SEED_OFFSET = 10_000
 
@@ -73,24 +92,36 @@ def main() -> int:
     """Run the command line; return the exit code."""
     args = tyro.cli(Args, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     try:
+        check_combination(args)
         if args.play is not None:
             watch(args.play, args)
             return 0
-        plan = [(config, run_folder(config, args)) for config in read_configs(args, CHECKS)]
+        if args.resume is not None:
+            plan = [resumed(args.resume)]
+        else:
+            plan = [(config, run_folder(config, args)) for config in read_configs(args, CHECKS)]
         if args.print_config:
             print(dump_yaml(plan[0][0]), end="")
             return 0
         for _, folder in plan:
-            folder.check_free()
+            if args.resume is None:
+                folder.check_free()
     except USER_ERRORS as error:
         return report(error, args)
     for config, folder in plan:
         try:
             run = build(config, folder, args)
-        except USER_ERRORS as error:
+        except Exception as error:  # SB3 and the environments refuse bad values in many ways
             return report(error, args)
-        if learn(run, args) == "interrupted":
-            return 130
+        try:
+            ending = learn(run, args)
+        except Exception as error:
+            if run.model.num_timesteps > 0 or args.resume is not None:
+                raise
+            shutil.rmtree(folder.path)  # nothing was learned, nothing is lost
+            return report(error, args)
+        if ending != 0:
+            return ending
     return 0
 
 
@@ -98,10 +129,13 @@ def report(error: Exception, args: Args) -> int:
     """Say what is wrong; return the exit code."""
     if args.verbose:
         raise error
-    faults = error.faults if isinstance(error, ConfigError) else [str(error)]
+    kind = "" if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: "
+    faults = error.faults if isinstance(error, ConfigError) else [f"{kind}{error}"]
     where = f" in {args.config}" if args.config and isinstance(error, ConfigError) else ""
     count = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
     lines = [f"train.py found {count}{where}:", *(f"  - {fault}" for fault in faults)]
+    if kind:
+        lines.append("--verbose shows where it comes from.")
     print("\n".join(lines), file=sys.stderr)
     return 2
 
@@ -113,6 +147,24 @@ def run_folder(config: RunConfig, args: Args) -> RunFolder:
     return RunFolder(args.log_dir / f"s{config.seed}" if args.seeds > 1 else args.log_dir)
 
 
+def resumed(path: Path) -> tuple[RunConfig, RunFolder]:
+    """Return the configuration and the folder of a run that goes on from its last checkpoint.
+
+    Raises:
+        ConfigError: If it is no run, or has no checkpoint.
+    """
+    folder = RunFolder(path)
+    folder.check_run()
+    newest = latest(folder.checkpoints)
+    if newest is None:
+        raise ConfigError(
+            [f"{path} has no checkpoint: it was stopped before the first one. Train anew: python "
+             f"train.py --config {folder.config} --log-dir NEW_FOLDER"]
+        )  # fmt: skip
+    folder.resume_from = newest
+    return parse_config(read_yaml(folder.config.read_text(encoding="utf-8")), CHECKS), folder
+
+
 def build(config: RunConfig, folder: RunFolder, args: Args) -> Run:
     """Build environments, agent and callbacks; then the run folder, when nothing is wrong."""
     if config.num_threads is not None:
@@ -121,14 +173,12 @@ def build(config: RunConfig, folder: RunFolder, args: Args) -> Run:
     model = make_agent(
         config.algo,
         env,
-        config.agent,
+        with_frame_buffer(config, env),
         seed=config.seed,
         device=config.device,
         fast_cnn=config.fast_cnn,
     )
     environments, callbacks = [env], plasticity_callbacks(config, folder, model, args.verbose)
-    if config.checkpoint is not None:
-        callbacks.append(PruningCheckpointCallback(config.checkpoint, folder, config.n_envs))
     if config.eval is not None:
         environments.append(make_env(config, config.eval.n_envs, training=False))
     if config.tasks is not None:
@@ -139,11 +189,40 @@ def build(config: RunConfig, folder: RunFolder, args: Args) -> Run:
                 config.eval, environments[1], folder, config.n_envs, is_deterministic(config)
             )
         )
-    folder.create()
-    folder.describe(config)
-    model.set_logger(folder.logger(tables=not args.progress))
-    record_config(model, config)
+    if config.checkpoint is not None:  # last: what the others did before it is in it
+        callbacks.append(
+            RunCheckpointCallback(
+                folder.checkpoints,
+                **config.checkpoint.model_dump(),
+                resume=folder.resume_from or False,
+                verbose=1,
+            )
+        )
+    if folder.resume_from is None:
+        folder.create()
+        folder.describe(config)
+        model.set_logger(folder.logger(tables=not args.progress))
+        record_config(model, config)
+    else:
+        size = check(folder.resume_from)["logs"].get(folder.progress.name, 0)
+        earlier = folder.progress.read_bytes()[:size].decode()
+        model.set_logger(folder.logger(tables=not args.progress))
+        continue_csv(model.logger, earlier)
     return Run(config, folder, model, environments, callbacks)
+
+
+def with_frame_buffer(config: RunConfig, env: VecEnv) -> dict[str, Any]:
+    """Return the agent's values, with a replay buffer that keeps each frame of a stack once."""
+    agent = dict(config.agent)
+    stacked, channels = envs.image_stack(env)
+    has_choice = agent.get("replay_buffer_class") or agent.get("optimize_memory_usage")
+    if stacked < 2 or has_choice or "buffer_size" not in hyperparameters(config.algo):
+        return agent
+    options: dict[str, Any] = {"frame_channels": channels // stacked}
+    if agent.get("n_steps", 1) > 1:  # SB3 hands these to its own buffers only
+        options |= {"n_steps": agent.pop("n_steps"), "gamma": agent.get("gamma", 0.99)}
+    options |= agent.get("replay_buffer_kwargs") or {}
+    return {**agent, "replay_buffer_class": FRAME_BUFFER, "replay_buffer_kwargs": options}
 
 
 def make_env(config: RunConfig, n_envs: int, *, training: bool, **overrides: Any) -> VecEnv:
@@ -185,11 +264,11 @@ def plasticity_callbacks(
     return callbacks
 
 
-def learn(run: Run, args: Args) -> str:
+def learn(run: Run, args: Args) -> int:
     """Train, save and sum up, after Ctrl-C and errors too.
 
     Returns:
-        ``"finished"`` or ``"interrupted"``.
+        0, or the exit code of an interrupted process.
 
     Raises:
         Exception: What went wrong in training.
@@ -201,17 +280,21 @@ def learn(run: Run, args: Args) -> str:
     print(f"Training {config.algo} on {config.env} in {run.folder.path}")
     start, ending = time.perf_counter(), "finished"
     failure: Exception | None = None
-    try:
-        model.learn(config.total_timesteps, **options)
-    except KeyboardInterrupt:
-        ending = "interrupted"
-    except Exception as error:  # what was learned is saved; the traceback follows
-        ending, failure = "failed", error
+    with stopping(run) as received:
+        try:
+            model.learn(config.total_timesteps, **options)
+        except KeyboardInterrupt:
+            ending = "interrupted"
+        except Exception as error:  # what was learned is saved; the traceback follows
+            ending, failure = "failed", error
+    if failure is not None and model.num_timesteps == 0:
+        raise failure
     seconds = time.perf_counter() - start
     patient = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would cut the zip
     run.folder.save(model)
     outcome = results(run, seconds)
-    record_outcome(model, config, outcome)
+    if ending == "finished":
+        record_outcome(model, config, outcome)
     model.logger.close()
     for env in run.environments:
         with contextlib.suppress(OSError, EOFError):  # Ctrl-C ends the worker processes, too
@@ -220,7 +303,31 @@ def learn(run: Run, args: Args) -> str:
     signal.signal(signal.SIGINT, patient)
     if failure is not None:
         raise failure
-    return ending
+    return 0 if ending == "finished" else 128 + (received[0] if received else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def stopping(run: Run) -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM save a checkpoint first, at the next moment at which it is exact.
+
+    A second signal stops at once. Yields the signals that came.
+    """
+    received: list[int] = []
+    savers = [c for c in run.callbacks if isinstance(c, RunCheckpointCallback)]
+
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)
+        if len(received) > 1 or not savers:
+            raise KeyboardInterrupt
+        savers[0].stop_requested = True
+        print("\nStopping after this rollout, to save a checkpoint. Again: stop at once.")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def results(run: Run, seconds: float) -> dict[str, float | None]:
@@ -228,6 +335,7 @@ def results(run: Run, seconds: float) -> dict[str, float | None]:
 
     The return is that of the last evaluation, else of the last training episodes.
     """
+    trained = run.model.num_timesteps - run.model._num_timesteps_at_start
     episodes = [episode["r"] for episode in run.model.ep_info_buffer or []]
     training = float(np.mean(episodes)) if episodes else None
     last = best = None
@@ -239,7 +347,7 @@ def results(run: Run, seconds: float) -> dict[str, float | None]:
         "training_return": training,
         "best_return": best,
         "interventions": interventions(run),
-        "steps_per_second": run.model.num_timesteps / seconds,
+        "steps_per_second": trained / seconds,
     }
 
 
@@ -262,6 +370,8 @@ def sum_up(run: Run, ending: str, seconds: float, outcome: Mapping[str, float | 
     print(f"Logs:         {run.folder.path}")
     print(f"Model:        {run.folder.model}")
     print(f"TensorBoard:  {tensorboard} --logdir {run.folder.path}")
+    if ending != "finished" and latest(run.folder.checkpoints) is not None:
+        print(f"Go on:        {sys.executable} train.py --resume {run.folder.path}")
     print(f"Watch it:     {sys.executable} train.py --play {run.folder.path}")
 
 

@@ -91,7 +91,10 @@ def _check(algo: str, name: str, value: Any) -> Any:
     if name == "noise_type":
         return _check_name("agent.noise_type", value, _NOISE)
     if name == "noise_std":
-        return convert("agent.noise_std", float, value)
+        std = convert("agent.noise_std", float, value)
+        if std < 0:
+            raise ValueError(f"`agent.noise_std` must be at least 0, got {value!r}.")
+        return std
     if name == "policy_kwargs":
         return check_policy_kwargs(ALGORITHMS[algo], value)
     if name in HOMES:

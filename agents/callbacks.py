@@ -1,14 +1,14 @@
-"""SB3's own callbacks for evaluation and checkpoints, with what a run folder needs besides."""
+"""SB3's evaluation with what a run folder needs besides, and the number of the task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.config import Checkpoint, Evaluation
+from agents.config import Evaluation
 from agents.run_folder import RunFolder
 
 
@@ -34,38 +34,6 @@ def evaluation_callback(
         deterministic=deterministic,
         verbose=0,
     )
-
-
-class PruningCheckpointCallback(CheckpointCallback):
-    """SB3's checkpoints, of which the oldest are deleted.
-
-    Args:
-        checkpoint: How often, how many to keep, and whether with the replay buffer.
-        folder: Gets them in ``checkpoints/``.
-        n_envs: Training environments.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, folder: RunFolder, n_envs: int) -> None:
-        super().__init__(
-            max(checkpoint.every // n_envs, 1),
-            str(folder.checkpoints),
-            save_replay_buffer=checkpoint.save_replay_buffer,
-            save_vecnormalize=True,
-        )
-        self.keep_last = checkpoint.keep_last
-        self._saved: list[int] = []
-
-    def _on_step(self) -> bool:
-        proceed = super()._on_step()
-        if self.n_calls % self.save_freq == 0:
-            self._saved.append(self.num_timesteps)
-            while self.keep_last is not None and len(self._saved) > self.keep_last:
-                old = self._saved.pop(0)
-                for kind in ("", "vecnormalize_", "replay_buffer_"):
-                    name = f"{self.name_prefix}_{kind}{old}_steps.*"
-                    for path in Path(self.save_path).glob(name):
-                        path.unlink()
-        return proceed
 
 
 class TaskCallback(BaseCallback):

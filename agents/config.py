@@ -18,32 +18,31 @@ from pydantic import (
     field_validator,
 )
 
-from agents.algorithms import ALGORITHMS, check_agent
+from agents.algorithms import ALGORITHMS, check_agent, hyperparameters
+from agents.plain_yaml import ConfigError
 from agents.signatures import as_number, hint
 from fire_rl.interventions import make_intervention
 from fire_rl.schedules import make_schedule
 
 # Checks of things that agents know nothing of (environments), given by train.py.
 Checks = Mapping[str, Callable[[Any, Mapping[str, Any]], object]]
-Count = Annotated[int, BeforeValidator(as_number), Field(ge=1)]
 
 
-class ConfigError(ValueError):
-    """A configuration with faults.
+def _count(value: Any) -> Any:
+    if isinstance(value, bool):  # pydantic takes true for 1
+        raise ValueError(f"must be a whole number, got {value!r}")
+    return as_number(value)
 
-    Attributes:
-        faults: One sentence each.
-    """
 
-    def __init__(self, faults: Sequence[str]) -> None:
-        self.faults = list(faults)
-        super().__init__("\n".join(self.faults))
+Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
 
 
 class Section(BaseModel):
     """A part of a configuration: unknown keys are faults, nothing changes once it is made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, ser_json_inf_nan="constants"
+    )
 
 
 class Metrics(Section):
@@ -68,11 +67,13 @@ class Evaluation(Section):
 
 
 class Checkpoint(Section):
-    """Periodic copies of the model; ``keep_last`` null keeps them all."""
+    """All that a run needs to go on exactly; ``keep_last`` null keeps every one.
 
-    every: Count
-    keep_last: Count | None = None
-    save_replay_buffer: bool = False
+    The default costs a run of 100,000 steps nothing but the save that Ctrl-C makes.
+    """
+
+    every: Count = 100_000
+    keep_last: Count | None = 2
 
 
 class Tasks(Section):
@@ -102,7 +103,7 @@ class RunConfig(Section):
     schedule: dict[str, Any] | None = None
     metrics: Metrics | None = Metrics()
     eval: Evaluation | None = Evaluation()
-    checkpoint: Checkpoint | None = None
+    checkpoint: Checkpoint | None = Checkpoint()
     device: str = "auto"
     num_threads: Count | None = None
     fast_cnn: bool = True
@@ -189,13 +190,9 @@ class RunConfig(Section):
     @classmethod
     def _check_device(cls, device: str) -> str:
         if device != "auto":
-            try:
-                kind = torch.device(device).type
-            except RuntimeError as error:
-                raise ValueError(
-                    f"`device` must be 'auto', 'cpu' or 'cuda', got {device!r}."
-                ) from error
-            if kind == "cuda" and not torch.cuda.is_available():
+            if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+                raise ValueError(f"`device` must be 'auto', 'cpu' or 'cuda', got {device!r}.")
+            if device.startswith("cuda") and not torch.cuda.is_available():
                 raise ValueError(
                     f"`device` is {device!r}, but this torch sees no CUDA device. Use 'auto'."
                 )
@@ -220,57 +217,9 @@ def parse_config(values: Mapping[str, Any], checks: Checks | None = None) -> Run
         raise ConfigError(faults) from None
 
 
-def read_yaml(text: str) -> Any:
-    """Read YAML with numbers as people write them: ``1e-3`` is one, too.
-
-    Raises:
-        ConfigError: If it is not YAML.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError([f"This is not YAML: {error}"]) from error
-
-
 def dump_yaml(config: RunConfig) -> str:
     """Write a configuration so that :func:`read_yaml` and :func:`parse_config` restore it."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def set_value(values: dict[str, Any], assignment: str) -> None:
-    """Apply ``section.key=value`` to nested values, in place.
-
-    Raises:
-        ConfigError: If it is not of that form.
-    """
-    path, equals, text = assignment.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError(
-            [f"--set must be section.key=value, for example agent.gamma=0.98, got {assignment!r}."]
-        )
-    for key in keys[:-1]:
-        inner = values.get(key)
-        if isinstance(inner, str) and key == "intervention":
-            inner = {"name": inner}  # `intervention: fire` is short for this
-        values[key] = dict(inner) if isinstance(inner, Mapping) else {}
-        values = values[key]
-    values[keys[-1]] = read_yaml(text)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its trap: it wants ``1.0e-3`` where people write ``1e-3``."""
-
-
-def _construct_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    number = float(loader.construct_scalar(node).replace("_", ""))
-    return int(number) if number.is_integer() else number  # 1e6 is a count
-
-
-_Loader.add_constructor("!number", _construct_number)
-_Loader.add_implicit_resolver(
-    "!number", re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 def _move_frame_stack(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,13 +262,27 @@ def _describe(fault: Any) -> str:
     """Put one of pydantic's faults into our words."""
     path = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "value_error":
-        return str(fault["ctx"]["error"])
+        message = str(fault["ctx"]["error"])
+        return f"`{path}` {message}." if message.startswith("must be") else message
+    if fault["type"] in ("dict_type", "model_type", "mapping_type"):
+        return (
+            f"`{path}` must be a mapping such as `{path}: {{key: value}}`, got {fault['input']!r}."
+        )
+    if path.endswith("[key]"):
+        path = path.rpartition(".")[0]
+    if "string" in fault["type"] and not isinstance(fault["input"], str) and path:
+        return f"`{path}` must be a word, got {fault['input']!r}."
+    if fault["type"] == "invalid_key":
+        return f"Keys must be words, got {fault['loc'][-1]!r}."
     if fault["type"] == "missing":
-        return f"`{path}` is missing: write `{path}: ...` in the file, or give --{path}."
+        flag = f", or give --{path}" if path in ("algo", "env") else ""
+        return f"`{path}` is missing: write `{path}: ...` in the file{flag}."
     if fault["type"] == "extra_forbidden":
         section, _, key = path.rpartition(".")
         synonym = RunConfig.SYNONYMS.get(key)
         meant = f" Did you mean {synonym!r}?" if synonym else None
+        if not section and any(key in hyperparameters(algo) for algo in ALGORITHMS):
+            meant = f" Hyper-parameters of the algorithm stand under `agent`: `agent.{key}`."
         return f"`{path}` is no known key.{meant or hint(key, _section(section).model_fields)}"
     expected = fault["msg"].removeprefix("Input should be ").partition(",")[0]
     return f"`{path}` must be {expected}, got {fault['input']!r}."

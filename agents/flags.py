@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from agents.config import Checks, ConfigError, RunConfig, parse_config, read_yaml, set_value
+from agents.config import Checks, RunConfig, parse_config
+from agents.plain_yaml import ConfigError, read_yaml, set_value
 
 
 def _flag(metavar: str, **options: Any) -> Any:
@@ -22,8 +24,7 @@ class Args:
     """Flags."""
 
     config: Annotated[Path | None, _flag("FILE")] = None
-    """YAML file that describes the run; configs/ has ready-made ones. Without it, give --algo and
-    --env."""
+    """YAML file that describes the run; configs/ has ready-made ones. Or give --algo and --env."""
     algo: Annotated[str | None, _flag("NAME")] = None
     """Algorithm: a2c, ddpg, dqn, ppo, sac or td3."""
     env: Annotated[str | None, _flag("ID")] = None
@@ -57,6 +58,9 @@ class Args:
     """Show a progress bar instead of tables."""
     print_config: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Print the complete configuration, all overrides applied, and exit."""
+    resume: Annotated[Path | None, _flag("RUN")] = None
+    """Go on with a run from its last checkpoint, to its original total; no other flags are
+    needed."""
     play: Annotated[Path | None, _flag("RUN")] = None
     """Watch a trained agent: a run folder, or one of the zip files in it."""
     episodes: Annotated[int, _flag("N")] = 5
@@ -65,6 +69,35 @@ class Args:
     """Write an MP4 of each episode of --play to this folder."""
     verbose: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Say more: one line per measurement, and tracebacks of errors."""
+
+
+def check_combination(args: Args) -> None:
+    """Refuse flags that would be ignored.
+
+    Raises:
+        ConfigError: Naming each of them.
+    """
+    given = {
+        field.name.rstrip("_").replace("_", "-")
+        for field in dataclasses.fields(args)
+        if getattr(args, field.name) != field.default
+    }
+    everywhere = {"verbose"}
+    watching = {"play", "episodes", "video"}
+    for mode, allowed in (
+        ("play", {*watching, "seed"}),
+        ("resume", {"resume", "progress"}),
+    ):
+        if mode in given and (extra := given - allowed - everywhere):
+            flags = ", ".join(f"--{name}" for name in sorted(extra))
+            raise ConfigError(
+                [f"--{mode} takes everything from the run folder: leave out {flags}."]
+            )
+    if "play" not in given and (extra := given & watching):
+        flags = ", ".join(f"--{name}" for name in sorted(extra))
+        raise ConfigError([f"{flags} is for watching: add --play RUN."])
+    if args.episodes < 1:
+        raise ConfigError([f"--episodes must be at least 1, got {args.episodes}."])
 
 
 def read_configs(args: Args, checks: Checks) -> list[RunConfig]:
@@ -80,19 +113,28 @@ def read_configs(args: Args, checks: Checks) -> list[RunConfig]:
     """
     values: dict[str, Any] = {}
     if args.config is not None:
-        loaded = read_yaml(args.config.read_text(encoding="utf-8"))
+        try:
+            loaded = read_yaml(args.config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError([f"--config {args.config} cannot be read: {error}"]) from error
         if not isinstance(loaded, dict):
             raise ConfigError([f"{args.config} must hold keys such as `algo: dqn`."])
         values = loaded
-    _apply_flags(values, args)
-    if args.seeds < 1:
-        raise ConfigError([f"--seeds must be at least 1, got {args.seeds}."])
-    first = parse_config(values, checks)
+    faults = _apply_flags(values, args)
+    try:
+        first = parse_config(values, checks)
+    except ConfigError as error:
+        raise ConfigError([*faults, *error.faults]) from None
+    if faults:
+        raise ConfigError(faults)
     return [first.model_copy(update={"seed": first.seed + k}) for k in range(args.seeds)]
 
 
-def _apply_flags(values: dict[str, Any], args: Args) -> None:
-    """Override a file's values, in place."""
+def _apply_flags(values: dict[str, Any], args: Args) -> list[str]:
+    """Override a file's values, in place; return what is wrong with the flags."""
+    faults = []
+    if args.seeds < 1:
+        faults.append(f"--seeds must be at least 1, got {args.seeds}.")
     for flag in ("algo", "env", "seed", "n_envs", "device", "num_threads"):
         if getattr(args, flag) is not None:
             values[flag] = getattr(args, flag)
@@ -105,7 +147,7 @@ def _apply_flags(values: dict[str, Any], args: Args) -> None:
         if name != args.intervention:
             values["intervention"] = {"name": args.intervention}
     if args.every is not None and args.at:
-        raise ConfigError(["--every and --at exclude each other: give one of them."])
+        faults.append("--every and --at exclude each other: give one of them.")
     if args.every is not None:
         old = values.get("schedule")
         stop = {"stop": old["stop"]} if isinstance(old, Mapping) and "stop" in old else {}
@@ -114,4 +156,8 @@ def _apply_flags(values: dict[str, Any], args: Args) -> None:
         values["schedule"] = {"at": [read_yaml(step) for step in args.at]}
     for assignments in args.set_:
         for assignment in assignments:
-            set_value(values, assignment)
+            try:
+                set_value(values, assignment)
+            except ConfigError as error:
+                faults += error.faults
+    return faults

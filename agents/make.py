@@ -70,7 +70,9 @@ def make_agent(
 
 def load_agent(algo: str, path: str | Path, env: VecEnv | None = None) -> BaseAlgorithm:
     """Load a model of :func:`make_agent` from a zip file; plain SB3 can do it, too."""
-    return ALGORITHMS[algo].load(path, env=env, device="auto")
+    # The replay buffer is not in the file; one of the run's size need not fit here.
+    smaller = {"buffer_size": 1} if "buffer_size" in arguments(ALGORITHMS[algo]) else {}
+    return ALGORITHMS[algo].load(path, env=env, device="auto", custom_objects=smaller)
 
 
 def speed_up_convolutions(model: BaseAlgorithm) -> None:
@@ -99,12 +101,18 @@ def _policy_for(space: spaces.Space[Any]) -> str:
 def _check_memory(algo: str, env: VecEnv, values: Mapping[str, Any]) -> None:
     """Refuse a replay buffer that is larger than the machine's memory."""
     declared = arguments(ALGORITHMS[algo])
-    if "buffer_size" not in declared or values.get("replay_buffer_class") is not None:
+    if "buffer_size" not in declared:
         return
     space = env.observation_space
     boxes = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     observation = sum(np.zeros(box.shape or (), box.dtype).nbytes for box in boxes)
     copies = 1 if values.get("optimize_memory_usage") else 2  # observation and next observation
+    kind = str(values.get("replay_buffer_class") or "")
+    if kind.endswith("FrameReplayBuffer"):  # one frame of the stack
+        channels = (values.get("replay_buffer_kwargs") or {}).get("frame_channels", 1)
+        observation, copies = observation * channels // (env.observation_space.shape or (1,))[0], 1
+    elif kind:
+        return  # unknown
     size = values.get("buffer_size", default(ALGORITHMS[algo], "buffer_size"))
     needed = copies * size * observation
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

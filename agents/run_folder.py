@@ -17,7 +17,8 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import HParam, Logger, configure
 
-from agents.config import ConfigError, RunConfig, dump_yaml
+from agents.config import RunConfig, dump_yaml
+from agents.plain_yaml import ConfigError
 
 _PACKAGES = (
     "fire-rl", "stable-baselines3", "torch", "numpy", "gymnasium", "ale-py", "mujoco",
@@ -39,7 +40,9 @@ class RunFolder:
         self.model = self.path / "model.zip"
         self.best_model = self.path / "best_model.zip"
         self.vecnormalize = self.path / "vecnormalize.pkl"
+        self.progress = self.path / "progress.csv"
         self.checkpoints = self.path / "checkpoints"
+        self.resume_from: Path | None = None
 
     def check_free(self) -> None:
         """Raise FileExistsError if there is something in the folder: no run is overwritten."""
@@ -48,6 +51,14 @@ class RunFolder:
                 f"The run folder {self.path} exists and is not empty; no run is overwritten. "
                 "Choose another with --log-dir, or move or delete it."
             )
+
+    def check_run(self) -> None:
+        """Raise ConfigError if this is no folder of a run."""
+        if not self.config.exists():
+            raise ConfigError(
+                [f"{self.path} is no run folder: there is no {self.config}. Give a folder that "
+                 "train.py wrote, for example one in runs/."]
+            )  # fmt: skip
 
     def create(self) -> None:
         """Make the folder, which must be free."""
@@ -76,8 +87,6 @@ class RunFolder:
         name = "vecnormalize.pkl"
         if model == self.best_model:
             name = "best_vecnormalize.pkl"
-        elif model.parent == self.checkpoints:
-            name = model.name.replace("rl_model_", "rl_model_vecnormalize_").replace(".zip", ".pkl")
         path = model.parent / name
         return path if path.exists() else None
 
@@ -102,18 +111,14 @@ def find_run(path: str | Path) -> tuple[RunFolder, Path]:
     """
     path = Path(path)
     if path.suffix == ".zip" and path.is_file():
-        parent = path.parent
-        folder = RunFolder(parent.parent if parent.name == "checkpoints" else parent)
+        in_checkpoint = path.parent.parent.name == "checkpoints"
+        folder = RunFolder(path.parents[2] if in_checkpoint else path.parent)
         models = [path]
     else:
         folder = RunFolder(path)
-        latest = sorted(folder.checkpoints.glob("rl_model_*.zip"), key=lambda p: p.stat().st_mtime)
+        latest = sorted(folder.checkpoints.glob("*/model.zip"), key=lambda p: p.stat().st_mtime)
         models = [p for p in (folder.model, folder.best_model, *latest[::-1]) if p.exists()]
-    if not folder.config.exists():
-        raise ConfigError(
-            [f"{path} is no run folder: there is no {folder.config}. Give a folder that train.py "
-             "wrote, for example one in runs/."]
-        )  # fmt: skip
+    folder.check_run()
     if not models:
         raise ConfigError([f"{path} has no model yet: no model.zip, best_model.zip or checkpoint."])
     return folder, models[0]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import types
 from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any, Union, get_args, get_origin
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
 from fire_rl._validation import nearest
 
@@ -35,9 +36,14 @@ def convert(label: str, declared: Any, value: Any) -> Any:
         ValueError: If the value does not fit.
     """
     adapter = TypeAdapter(declared, config=ConfigDict(arbitrary_types_allowed=True))
+    number = as_number(value)
     try:
-        converted = adapter.validate_python(as_number(value))
-    except ValidationError as error:
+        if isinstance(value, bool) and bool not in (declared, *get_args(declared)):
+            raise ValueError("pydantic takes true for 1")
+        if isinstance(number, float) and math.isnan(number):
+            raise ValueError("pydantic takes nan for a number")
+        converted = adapter.validate_python(number)
+    except ValueError as error:  # ValidationError is one
         raise ValueError(f"`{label}` must be {_describe(declared)}, got {value!r}.") from error
     return list(converted) if isinstance(converted, tuple) else converted
 

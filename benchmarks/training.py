@@ -26,7 +26,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents import parse_config
-from agents.config import read_yaml
+from agents.plain_yaml import read_yaml
 from benchmarks._common import ROOT, write_result
 from train import make_env
 

@@ -52,7 +52,7 @@ class ChangingObservations(gym.Wrapper[Array, Any, Array, Any]):
         super().__init__(env)
         self.observation_space = spaces.Box(-np.inf, np.inf, space.shape, np.float32)
         self.change, self.every, self.seed = change, every, seed
-        self._size = int(np.prod(space.shape))
+        self._size = spaces.flatdim(space)
         self.set_task(0)
 
     def set_task(self, task: int) -> None:

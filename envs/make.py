@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
     VecEnv,
+    VecEnvWrapper,
     VecFrameStack,
     VecTransposeImage,
 )
@@ -108,6 +109,17 @@ def make_vec_env(
     if _has_channels_last_images(venv.observation_space):
         venv = VecTransposeImage(venv)
     return mujoco.wrap_normalize(venv, normalize, training, gamma)
+
+
+def image_stack(venv: VecEnv) -> tuple[int, int]:
+    """Return how many frames an observation stacks and how many channels it has; 1, 0 if none."""
+    inner = venv
+    while isinstance(inner, VecEnvWrapper):
+        if isinstance(inner, VecFrameStack) and is_image_space(inner.observation_space):
+            shape = venv.observation_space.shape or (0,)
+            return inner.stacked_obs.n_stack, shape[0]
+        inner = inner.venv
+    return 1, 0
 
 
 def is_atari(env_id: str) -> bool:

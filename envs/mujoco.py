@@ -47,7 +47,7 @@ def normalize_options(normalize: bool | Mapping[str, Any]) -> dict[str, Any] | N
             ``{"norm_obs": True, "norm_reward": False}``.
 
     Raises:
-        ValueError: If an option is unknown.
+        ValueError: If an option is unknown or of the wrong type.
     """
     if normalize is False or normalize is None:
         return None
@@ -60,12 +60,20 @@ def normalize_options(normalize: bool | Mapping[str, Any]) -> dict[str, Any] | N
         )
     parameters = inspect.signature(VecNormalize).parameters
     known = [name for name in parameters if name not in ("venv", "training")]
-    for name in normalize:
+    faults = []
+    for name, value in normalize.items():
         if name not in known:
             listed = f" Known are {', '.join(known)}."
-            raise ValueError(
+            faults.append(
                 f"`normalize` has an unknown key {name!r}.{nearest(name, known) or listed}"
             )
+        elif (kind := type(parameters[name].default)) in (bool, float):
+            wanted = (bool,) if kind is bool else (int, float)
+            if not isinstance(value, wanted) or (kind is float and isinstance(value, bool)):
+                word = "true or false" if kind is bool else "a number"
+                faults.append(f"`normalize.{name}` must be {word}, got {value!r}.")
+    if faults:
+        raise ValueError("\n".join(faults))
     return dict(normalize)
 
 

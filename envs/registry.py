@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -58,8 +58,8 @@ def find_spec(env_id: str, imports: Sequence[str] = ()) -> EnvSpec:
         ) from error
 
 
-def check_options(spec: EnvSpec, options: Collection[str]) -> None:
-    """Raise ValueError for options that the environment's constructor does not have."""
+def check_options(spec: EnvSpec, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for options that the environment does not have, or that are no numbers."""
     if atari.is_atari(spec.id):
         known = [*atari.WRAPPER_OPTIONS, *atari.GAME_OPTIONS]
     else:
@@ -73,6 +73,11 @@ def check_options(spec: EnvSpec, options: Collection[str]) -> None:
         for name in options
         if name not in known
     ]
+    sticky = options.get("sticky_actions", 0)
+    if atari.is_atari(spec.id) and (not isinstance(sticky, int | float) or not 0 <= sticky <= 1):
+        faults.append(
+            f"`env_options.sticky_actions` is a probability, from 0 to 1, got {sticky!r}."
+        )
     if faults:
         raise ValueError("\n".join(faults))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection
+from numbers import Real
 from typing import Any
 
 
@@ -35,8 +36,7 @@ def check_names(argument: str, names: Collection[str], choices: Collection[str])
 
 def check_int(argument: str, value: Any, minimum: int) -> int:
     """Return a whole number of at least ``minimum``; 1e5 counts, 0.5 and True do not."""
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
-    if not whole or value < minimum:
+    if not _is_number(value) or value != value // 1 or value < minimum:
         raise ValueError(
             f"`{argument}` must be a whole number of at least {minimum}, got {value!r}."
         )
@@ -45,8 +45,7 @@ def check_int(argument: str, value: Any, minimum: int) -> int:
 
 def check_positive(argument: str, value: Any, maximum: float = math.inf) -> float:
     """Return a finite number above 0 and at most ``maximum``."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (0 < value <= maximum and math.isfinite(value)):
+    if not _is_number(value) or not (0 < value <= maximum and math.isfinite(value)):
         bound = "" if math.isinf(maximum) else f" and at most {maximum:g}"
         raise ValueError(f"`{argument}` must be a number above 0{bound}, got {value!r}.")
     return float(value)
@@ -60,3 +59,8 @@ def as_names(argument: str, value: Any) -> tuple[str, ...]:
     ):
         raise ValueError(f"`{argument}` must be a name or a list of names, got {value!r}.")
     return tuple(names)
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether a value is a number, of Python or numpy."""
+    return not isinstance(value, bool) and isinstance(value, Real)

@@ -131,11 +131,12 @@ class InterventionCallback(RolloutCallback):
         """Say what is planned; a later call of ``learn()`` with the same plan is silent."""
         unit = self.clock.unit.replace("_", " ")
         if planned or self.clock.horizon is not None:
-            plan = "planned at " + (", ".join(f"{step:,}" for step in planned) or "no event")
+            steps = ", ".join(f"{step:,}" for step in planned)
+            plan = f"planned at {steps} {unit}" if planned else "no event is planned"
         else:
-            plan = f"{self.clock.schedule},"
+            plan = f"{self.clock.schedule}, in {unit}"
         if self._announced is None or not self._announced.issuperset(planned):
-            self._say(f"{self.intervention.name}: {plan} {unit}")
+            self._say(f"{self.intervention.name}: {plan}")
         self._announced = (self._announced or set()) | set(planned)
 
     def _append_to_log(self, entry: Mapping[str, Any]) -> None:

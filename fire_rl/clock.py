@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -49,12 +50,19 @@ class EventClock:
     def start(self, model: BaseAlgorithm) -> None:
         """Begin a ``learn()`` call; an event armed by an earlier one stays armed."""
         self.stop()
+        if self._previous is not None and self._total_timesteps:
+            self._warn_about_chunks()
         self._total_timesteps = model._total_timesteps
         if self.unit == "gradient_updates":
             self._count_updates(model)
         now = self.now(model)
         # A fresh clock begins at the model's own step; so does a run that counts from 0 again.
         self._previous = now if self._previous is None else min(self._previous, now)
+
+    def reset(self) -> None:
+        """Forget the run so far, for another model."""
+        self.armed = self._previous = None
+        self._updates = []
 
     def stop(self) -> None:
         """End a ``learn()`` call: take the hooks off the optimizers."""
@@ -104,6 +112,17 @@ class EventClock:
         """Go on from :meth:`get_state`."""
         self.armed, self._previous = state["armed"], state["previous"]
         self._updates[:] = state["updates"]
+
+    def _warn_about_chunks(self) -> None:
+        limited = isinstance(self.schedule, AtFractions) or getattr(self.schedule, "stop", 1.0) < 1
+        if limited and self._given_horizon is None:
+            what = "`fractions`" if isinstance(self.schedule, AtFractions) else "`stop`"
+            warnings.warn(
+                f"learn() is called again, and {what} refers to the total of each call: events in "
+                "the last part of each are left out. Give `horizon=`, the steps in all.",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _past_stop(self, model: BaseAlgorithm) -> bool:
         if self.horizon is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fire_rl._random import isolated_rng
+from fire_rl._validation import as_names, check_names
 from fire_rl.interventions import FIRE, check_options
 from fire_rl.interventions.base import Context, Network, check_finite, write
 from fire_rl.interventions.report import LayerChange, describe_changes
@@ -29,7 +30,8 @@ def fire_(
 
     Covers linear layers and convolutions (1-d to 3-d, grouped, transposed), also in half
     precision. Buffers, embeddings and recurrent or attention weights are not touched; a warning
-    names the latter.
+    names the latter. An embedding that shares its weight with a linear layer changes with it:
+    name that layer in ``exclude`` to keep both.
 
     Args:
         module: The module to change.
@@ -51,7 +53,8 @@ def fire_(
         ['0', '2']
     """
     fire = _plain_fire(options)
-    network = Network.from_module(module, heads)
+    network = Network.from_module(module, None if heads is None else as_names("heads", heads))
+    check_names("heads", network.heads, [layer.name for layer in network.layers])
     fire.check([network])
     check_finite(network)
     context = Context(

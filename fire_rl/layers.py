@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -42,11 +42,14 @@ class WeightLayer:
         name: Dotted name in the module that was walked.
         module: The layer itself.
         is_head: Whether it is an output layer of the network.
+        tensor_names: Names of its ``"weight"`` and ``"bias"`` where they are registered under
+            another one first, such as the weight of a tied embedding.
     """
 
     name: str
     module: nn.Module
     is_head: bool = False
+    tensor_names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> LayerKind:
@@ -68,7 +71,7 @@ class WeightLayer:
 
     def tensor_name(self, part: str) -> str:
         """Return the dotted name of the layer's ``"weight"`` or ``"bias"``."""
-        return f"{self.name}.{part}" if self.name else part
+        return self.tensor_names.get(part, f"{self.name}.{part}" if self.name else part)
 
     @property
     def groups(self) -> int:

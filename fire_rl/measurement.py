@@ -24,6 +24,7 @@ from fire_rl.networks import NetworkGroup, PolicyOutputs, anatomy_of
 from fire_rl.probe import MIN_PROBE_SIZE, Probe
 
 Metrics = dict[str, float]
+Parts = Sequence[Tensor]  # of one layer, from a pass in several parts
 # 128 stacks of four Atari frames go through NatureCNN in half the time per frame that 1024 need.
 _ELEMENTS_AT_ONCE = 128 * 4 * 84 * 84
 
@@ -70,29 +71,30 @@ def activation_metrics(
     group: NetworkGroup, activations: Activations, per_layer: bool = True
 ) -> Measurement:
     """Measure what one network's units do, see :class:`Measurement`."""
-    post = {
-        layer.name: activations.post[layer.name]
+    parts = {
+        layer.name: activations.parts[layer.name]
         for layer in group.online.layers
-        if layer.name in activations.post
+        if layer.name in activations.parts
     }
     # Large maps are read once: the ratios depend on each unit's mean absolute activation only.
-    means = {name: _mean_absolute(units) for name, units in post.items()}
-    measured: dict[int, Metrics] = {}  # penultimate features are some layer's output as well
+    means = {name: _mean_absolute(maps) for name, maps in parts.items()}
+    measured: dict[tuple[int, ...], Metrics] = {}  # penultimate features may be a layer's output
 
-    def features(tensor: Tensor) -> Metrics:
-        if id(tensor) not in measured:
-            measured[id(tensor)] = _feature_metrics(tensor)
-        return measured[id(tensor)]
+    def features(maps: Parts) -> Metrics:
+        key = _identity(maps)
+        if key not in measured:
+            measured[key] = _feature_metrics(torch.cat(list(maps)))
+        return measured[key]
 
-    pooled = _unit_metrics(means, post, activations) if post else {}
-    ranks = [features(tensor) for tensor in _penultimate(group, activations)]
+    pooled = _unit_metrics(means, parts, activations) if parts else {}
+    ranks = [features(maps) for maps in _penultimate(group, activations)]
     for name in ranks[0] if ranks else ():
         pooled[name] = sum(rank[name] for rank in ranks) / len(ranks)
     layers: dict[str, Metrics] = {}
-    for name, units in post.items() if per_layer else ():
-        layers[name] = _unit_metrics({name: means[name]}, {name: units}, activations)
-        if units.ndim == 2:
-            layers[name] |= features(units)
+    for name, maps in parts.items() if per_layer else ():
+        layers[name] = _unit_metrics({name: means[name]}, {name: maps}, activations)
+        if maps[0].ndim == 2:
+            layers[name] |= features(maps)
     return Measurement(pooled, layers)
 
 
@@ -126,7 +128,11 @@ def _differences(old: PolicyOutputs, new: PolicyOutputs) -> dict[str, Tensor]:
     """Return what :func:`policy_change` averages, one row per observation."""
     differences: dict[str, Tensor] = {}
     if old.distribution is not None and new.distribution is not None:
-        differences["policy_kl"] = kl_divergence(old.distribution, new.distribution)
+        divergence = kl_divergence(old.distribution, new.distribution)
+        # Independent components of an action, ``(N, D)``, add up.
+        differences["policy_kl"] = (
+            divergence.flatten(1).sum(1) if divergence.ndim > 1 else divergence
+        )
     if old.action is not None and new.action is not None:
         if old.action.is_floating_point():
             differences["action_difference"] = (old.action - new.action).abs()
@@ -149,22 +155,27 @@ def probe_size(groups: Iterable[NetworkGroup]) -> int:
     return max(MIN_PROBE_SIZE, 2 * max(widths, default=0))
 
 
-def _mean_absolute(units: Tensor) -> Tensor:
-    """Reduce ``(N, units, *spatial)`` to the mean absolute activation, ``(1, units)``."""
-    return units.abs().mean(dim=[axis for axis in range(units.ndim) if axis != 1])[None]
+def _mean_absolute(parts: Parts) -> Tensor:
+    """Reduce ``(N, units, *spatial)``, in parts, to the mean absolute activation, ``(1, units)``."""
+    sums = [
+        len(units) * units.abs().mean(dim=[axis for axis in range(units.ndim) if axis != 1])
+        for units in parts
+    ]
+    return (torch.stack(sums).sum(0) / sum(map(len, parts)))[None]
 
 
 def _unit_metrics(
-    means: Mapping[str, Tensor], post: Mapping[str, Tensor], activations: Activations
+    means: Mapping[str, Tensor], parts: Mapping[str, Parts], activations: Activations
 ) -> Metrics:
     metrics = {
         "dormant_ratio": dormant_ratio(means, tau=0.025),
         "dormant_ratio_0.1": dormant_ratio(means, tau=0.1),
         "zero_activation": zero_activation_ratio(means),
     }
-    tanh = {name: units for name, units in post.items() if activations.kinds[name] == "Tanh"}
+    tanh = [name for name in parts if activations.kinds[name] == "Tanh"]
     if tanh:
-        metrics["saturation_ratio"] = saturation_ratio(tanh)
+        found = {name: activations.post[name] for name in tanh}
+        metrics["saturation_ratio"] = saturation_ratio(found)
     return metrics
 
 
@@ -177,14 +188,19 @@ def _feature_metrics(features: Tensor) -> Metrics:
     return {**ranks, "feature_norm": feature_norm(features)}
 
 
-def _penultimate(group: NetworkGroup, activations: Activations) -> list[Tensor]:
+def _penultimate(group: NetworkGroup, activations: Activations) -> list[Parts]:
     """Inputs of the heads, once each; a shared extractor's are its last linear features."""
-    inputs = [activations.inputs[name] for name in group.online.heads if name in activations.inputs]
+    heads = [name for name in group.online.heads if name in activations.input_parts]
+    inputs = [activations.input_parts[name] for name in heads]
     if not inputs:
         linear = [
-            activations.post[layer.name]
+            activations.parts[layer.name]
             for layer in group.online.layers
-            if layer.kind == "linear" and layer.name in activations.post
+            if layer.kind == "linear" and layer.name in activations.parts
         ]
         inputs = linear[-1:]
-    return list({features.data_ptr(): features for features in inputs}.values())
+    return list({_identity(parts): parts for parts in inputs}.values())
+
+
+def _identity(parts: Parts) -> tuple[int, ...]:
+    return tuple(tensor.data_ptr() for tensor in parts)

@@ -17,6 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fire_rl._validation import check_int
+
 NullDirections = Literal["keep", "complete"]
 
 # A Gram matrix in float64 resolves a squared singular value to about 1e-16 of the largest one.
@@ -53,14 +55,14 @@ def newton_schulz(matrix: Tensor, num_steps: int = 10) -> Tensor:
     Raises:
         ValueError: If the tensor is no matrix, is not finite, or ``num_steps`` is below 1.
     """
-    if num_steps < 1:
-        raise ValueError(f"`num_steps` must be an integer of at least 1, got {num_steps!r}.")
+    num_steps = check_int("num_steps", num_steps, 1)
     _check_matrix(matrix)
 
     short, long = sorted(matrix.shape[-2:])
     if long >= _GRAM_FROM_ASPECT * short:
         return _on_float64_device(matrix, lambda work: _iterate_on_gram(work, num_steps))
-    return _iterate(_at_least_float32(matrix), num_steps).to(matrix.dtype)
+    work = _within_range(_at_least_float32(matrix))
+    return _iterate(work, num_steps).to(matrix.dtype)
 
 
 def polar_factor(matrix: Tensor, null_directions: NullDirections = "keep") -> Tensor:
@@ -77,8 +79,9 @@ def polar_factor(matrix: Tensor, null_directions: NullDirections = "keep") -> Te
         null_directions: What becomes of directions that the matrix maps to zero (relative singular
             value below ``max(m, n)`` float64 epsilons), for which no nearest isometry is unique.
             ``"keep"`` leaves them zero, as Newton-Schulz does: the result is a partial isometry,
-            and a zero matrix stays zero. ``"complete"`` gives them arbitrary but deterministic
-            orthonormal images, so that the result is an isometry always.
+            and a zero matrix stays zero. (The rounding of a float32 product of lower rank lies
+            above that: its directions count as small, not as zero.) ``"complete"`` gives them
+            arbitrary but deterministic orthonormal images: the result is an isometry always.
 
     Returns:
         A tensor of the same shape and dtype.
@@ -136,7 +139,7 @@ def deviation_from_isometry(weight: Tensor, scale: float = 1.0) -> Tensor:
         ValueError: If the tensor is no matrix, or ``scale`` is not a positive number.
     """
     _check_matrix(weight, finite=False)
-    if not (scale > 0 and math.isfinite(scale)):
+    if isinstance(scale, bool) or not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"`scale` must be a positive number, got {scale!r}.")
     gram = _gram(_at_least_float32(weight) / scale)
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
@@ -167,8 +170,8 @@ def squared_frobenius_error(new: Tensor, old: Tensor) -> Tensor:
 
 def _iterate(matrix: Tensor, num_steps: int) -> Tensor:
     """The published loop, on the smaller side."""
-    norm = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True, dtype=torch.float64)
-    x = matrix / torch.where(norm > 0, norm, 1.0).to(matrix.dtype)
+    norm = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)
+    x = matrix / torch.where(norm > 0, norm, 1.0)
     wide = x.shape[-1] > x.shape[-2]
     for _ in range(num_steps):
         x = 1.5 * x - 0.5 * ((x @ x.mT) @ x if wide else x @ (x.mT @ x))
@@ -250,11 +253,16 @@ def _on_float64_device(matrix: Tensor, compute: Callable[[Tensor], Tensor]) -> T
     """Compute a scale-invariant function in at least float32, where float64 exists."""
     # Apple's MPS has no float64.
     work = _at_least_float32(matrix.cpu() if matrix.device.type == "mps" else matrix)
-    if work.dtype == torch.float64:
-        # Squares of extreme entries must neither overflow nor vanish; float32's fit as they are.
-        exponent = torch.frexp(work.abs().amax(dim=(-2, -1), keepdim=True)).exponent
-        work = torch.ldexp(work, -exponent.clamp(-1000, 1000))
-    return compute(work).to(device=matrix.device, dtype=matrix.dtype)
+    return compute(_within_range(work)).to(device=matrix.device, dtype=matrix.dtype)
+
+
+def _within_range(matrix: Tensor) -> Tensor:
+    """Divide matrices with extreme entries by a power of two: their squares must be numbers."""
+    exponent = torch.frexp(matrix.abs().amax(dim=(-2, -1), keepdim=True)).exponent
+    if bool((exponent.abs() < 30).all()):
+        return matrix
+    half = -exponent // 2  # in two steps: 2^140 is no float32
+    return torch.ldexp(torch.ldexp(matrix, half), -exponent - half)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class RolloutCallback(BaseCallback):
         super().__init__(verbose)
         self.clock = clock
         self.probe_size = None if probe_size is None else check_int("probe_size", probe_size, 1)
-        self.seed = seed
+        self.seed = None if seed is None else check_int("seed", seed, 0)
         self.source: ProbeSource | None = None
         self._model: Any = None
         self._rollout_started = False
@@ -46,6 +46,7 @@ class RolloutCallback(BaseCallback):
             size = probe_size(groups) if self.probe_size is None else self.probe_size
             seed = (self.model.seed or 0) if self.seed is None else self.seed
             self.source = ProbeSource(size, seed)
+            self.clock.reset()
 
     def _on_training_start(self) -> None:
         self._rollout_started = False

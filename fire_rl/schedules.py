@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 from fire_rl._validation import check_int, check_positive, nearest
@@ -84,7 +85,7 @@ class At:
     steps: tuple[int, ...]
 
     def __init__(self, steps: int | Sequence[int]) -> None:
-        given = [steps] if isinstance(steps, int | float) else list(steps)
+        given: list[Any] = [steps] if isinstance(steps, int | Real | str) else list(steps)
         checked = tuple(check_int("at", step, 1) for step in given)
         if not checked or list(checked) != sorted(set(checked)):
             raise ValueError(f"`at` must be ascending steps without repeats, got {given!r}.")
@@ -111,11 +112,13 @@ class AtFractions:
     fractions: tuple[float, ...]
 
     def __init__(self, fractions: float | Sequence[float]) -> None:
-        given = [fractions] if isinstance(fractions, int | float) else list(fractions)
+        given: list[Any] = (
+            [fractions] if isinstance(fractions, float | Real | str) else list(fractions)
+        )
         checked = tuple(check_positive("fractions", fraction, 1.0) for fraction in given)
-        if not checked or list(checked) != sorted(set(checked)):
+        if not checked or list(checked) != sorted(set(checked)) or checked[-1] == 1:
             raise ValueError(
-                f"`fractions` must be ascending numbers in (0, 1] without repeats, got {given!r}."
+                f"`fractions` must be ascending numbers in (0, 1) without repeats, got {given!r}."
             )
         object.__setattr__(self, "fractions", checked)
 
@@ -148,7 +151,7 @@ def make_schedule(spec: Schedule | Mapping[str, Any] | None) -> Schedule:
     """
     if spec is None:
         return Never()
-    if isinstance(spec, Schedule):
+    if isinstance(spec, Schedule) and not isinstance(spec, type):
         return spec
     if not isinstance(spec, Mapping):
         raise TypeError(

@@ -65,7 +65,8 @@ def apply_intervention(
         model: DQN, PPO, A2C, SAC, TD3, DDPG or a subclass.
         intervention: For example ``FIRE(strength=0.5)``, ``"fire"`` or a mapping.
         dry_run: Report what would happen and leave the model as it was, to the bit.
-        save_before: Folder for a copy of the model as it was, ``before_<name>_<steps>.zip``.
+        save_before: Folder for a copy of the model as it was, ``before_<name>_<steps>_steps.zip``
+            (with a number behind it if that exists), and of VecNormalize's statistics.
         initial: The tensors with which the run began, by the policy's parameter names, for
             options ``source="initial"``; a callback remembers them.
         probe: Observations to measure on; by default up to ``max(1024, 2 D)`` are drawn from the
@@ -81,10 +82,12 @@ def apply_intervention(
     """
     started = time.perf_counter()
     intervention = make_intervention(intervention)
-    seed = (model.seed or 0) + model.num_timesteps if seed is None else seed
     every_group, groups = network_groups(model), groups_to_change(model, intervention)
+    seed = (model.seed or 0) + model.num_timesteps if seed is None else seed
     for group in groups:
         check_finite(group.online)
+        if group.target is not None and intervention.aftermath.target == "same":
+            check_finite(group.target)
     if probe is None:
         probe = ProbeSource(probe_size(every_group), seed).live(model)
     observed = observe(model, every_group, probe) if probe is not None else None
@@ -95,9 +98,7 @@ def apply_intervention(
     _check_plans(plans)
     changes = {group.role: describe_changes(group.online, plans[group.role]) for group in groups}
     if save_before is not None and not dry_run:
-        path = Path(save_before) / f"before_{intervention.name}_{model.num_timesteps}_steps.zip"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        model.save(path)
+        _save_copy(model, Path(save_before), f"before_{intervention.name}")
     forgotten = 0
     with _restored(groups) if dry_run else nullcontext():
         _operate(groups, plans, target_plans, intervention)
@@ -155,6 +156,19 @@ def _context(
         return observed.activations.post
 
     return Context(fresh, remembered, activations, torch.Generator().manual_seed(seed))
+
+
+def _save_copy(model: BaseAlgorithm, folder: Path, name: str) -> None:
+    """Save the model, and VecNormalize's statistics beside it, under a name that is free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem, number = f"{name}_{model.num_timesteps}_steps", 1
+    while (folder / f"{stem}.zip").exists():
+        number += 1
+        stem = f"{name}_{model.num_timesteps}_steps_{number}"
+    model.save(folder / f"{stem}.zip")
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None:
+        normalize.save(str(folder / f"{stem}_vecnormalize.pkl"))
 
 
 def _plan_targets(

@@ -11,7 +11,8 @@ from torch import nn
 
 from agents import ALGORITHMS, ConfigError, RunConfig, load_agent, make_agent, parse_config
 from agents.algorithms import check_agent, hyperparameters
-from agents.config import dump_yaml, read_yaml, set_value
+from agents.config import dump_yaml
+from agents.plain_yaml import read_yaml, set_value
 from envs import make_vec_env
 
 MINIMAL = {"algo": "dqn", "env": "CartPole-v1"}

@@ -6,7 +6,8 @@ import pytest
 
 import train
 from agents import make_agent, parse_config
-from agents.config import dump_yaml, read_yaml
+from agents.config import dump_yaml
+from agents.plain_yaml import read_yaml
 from agents.run_folder import RunFolder
 
 ROOT = Path(train.__file__).parent

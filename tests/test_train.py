@@ -14,7 +14,8 @@ import yaml
 
 import train
 from agents import ALGORITHMS, parse_config
-from agents.config import read_yaml
+from agents.plain_yaml import read_yaml
+from fire_rl.checkpoint import checkpoints
 from tests.runs import ENVIRONMENT, ROOT, scalars, train_py
 
 SMOKE = sorted(path.stem for path in ROOT.glob("configs/smoke/*.yaml"))
@@ -72,11 +73,12 @@ def test_smoke_config_trains_and_leaves_a_whole_run_folder(name, tmp_path, main)
         final = accumulated.Scalars("final/return")[-1].value
         assert final == pytest.approx(evaluations["results"][-1].mean(), rel=1e-5)
     if config.checkpoint is not None:
-        kept = list((folder / "checkpoints").glob("*.zip"))
-        assert len(kept) == config.checkpoint.keep_last
-        assert max(int(path.stem.split("_")[-2]) for path in kept) == config.total_timesteps
-        statistics = list((folder / "checkpoints").glob("*.pkl"))
-        assert len(statistics) == (len(kept) if config.normalize else 0)
+        kept = checkpoints(folder / "checkpoints")
+        assert len(kept) <= config.checkpoint.keep_last
+        for path in kept:
+            assert int(path.name) % config.checkpoint.every < config.n_envs
+            ALGORITHMS[config.algo].load(path / "model.zip")
+            assert (path / "vecnormalize.pkl").exists() == bool(config.normalize)
 
     code, out, err = main("--play", folder, "--episodes", 1, "--seed", 3)
     assert code == 0, err
@@ -176,7 +178,7 @@ def test_play_restores_the_normalisation_and_takes_any_model_of_the_run(tmp_path
         "checkpoint.every=200",
     )  # fmt: skip
     assert code == 0, err
-    for model in ("", "best_model.zip", "checkpoints/rl_model_200_steps.zip"):
+    for model in ("", "best_model.zip", "checkpoints/200/model.zip"):
         code, out, err = main("--play", folder / model, "--episodes", 1)
         assert code == 0, err
         raw_return = float(out.splitlines()[-3].split()[1])

@@ -65,6 +65,10 @@ def make_intervention(spec: Intervention | str | Mapping[str, Any] | None) -> In
     options = dict(spec)
     name = options.pop("name", None)
     preset = options.pop("preset", None)
+    if name is None:
+        raise ValueError(
+            f"`intervention` needs a `name`, one of {', '.join(INTERVENTIONS)}, got {dict(spec)!r}."
+        )
     check_choice("intervention name", name, tuple(INTERVENTIONS))
     kind = INTERVENTIONS[str(name)]
     check_options(kind, options)

@@ -9,7 +9,7 @@ choices, :class:`Aftermath`, which surgery carries out.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol
@@ -50,7 +50,13 @@ class Network:
     @cached_property
     def layers(self) -> tuple[WeightLayer, ...]:
         """The linear and convolutional layers, in order."""
-        return weight_layers_of(self.modules.items(), self.heads)
+        names = {id(tensor): name for name, tensor in self.tensors.items()}
+        found = []
+        for layer in weight_layers_of(self.modules.items(), self.heads):
+            own = {part: layer.module._parameters.get(part) for part in ("weight", "bias")}
+            registered = {part: names[id(t)] for part, t in own.items() if id(t) in names}
+            found.append(replace(layer, tensor_names=registered))
+        return tuple(found)
 
     @cached_property
     def norm_tensors(self) -> tuple[str, ...]:
@@ -104,7 +110,7 @@ class Aftermath:
         target: Target networks where the online network changed: ``"copy"`` the online network
             into them, ``"keep"`` them, or do the ``"same"`` to their own weights.
         optimizer_state: Forget moments and step count of every ``"changed"`` parameter, of
-            ``"all"`` parameters of the networks' optimizers, or ``"keep"`` them.
+            ``"all"`` parameters of the networks acted on, or ``"keep"`` them.
         entropy_temperature: ``"reset"`` SAC's learned temperature to the start value in
             ``ent_coef``, with its optimizer; a fixed one is never touched.
         vecnormalize: ``"reset"`` the running statistics of VecNormalize.

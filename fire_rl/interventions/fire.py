@@ -120,6 +120,8 @@ class FIRE:
         )
         if self.networks is not None:
             self._set(networks=as_names("networks", self.networks))
+            if not self.networks:
+                raise ValueError("`networks` must name a role, or be None for all, got none.")
         assert self.aftermath  # checks its own five choices
 
     @classmethod
@@ -169,18 +171,19 @@ class FIRE:
 
     @torch.no_grad()
     def plan(self, network: Network, context: Context) -> dict[str, Update]:
-        """Compute the new tensors of a network. Frozen weights are kept."""
+        """Compute the new tensors of a network. Frozen weights and biases are kept."""
         updates: dict[str, Update] = {}
         for layer in select_layers(network.layers, self.include, self.exclude):
             rule = "keep" if layer.frozen else self._rule(layer)
             weight, bias = layer.tensor_name("weight"), layer.tensor_name("bias")
             if rule == "project":
                 updates[weight] = self._project(layer)
-                if self.biases == "zero" and layer.bias is not None:
-                    zero = torch.zeros_like(layer.bias)
-                    updates[bias] = Update(zero, "zero")
             if rule == "reset":
                 updates |= self._reset([weight], network, context)
+            if layer.bias is None or not layer.bias.requires_grad:
+                continue
+            if rule == "project" and self.biases == "zero":
+                updates[bias] = Update(torch.zeros_like(layer.bias), "zero")
             if rule == "reset" or (rule == "project" and self.biases == "reset"):
                 updates |= self._reset([bias], network, context)
         if self.norm_layers == "reset":

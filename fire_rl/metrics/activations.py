@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,18 +40,28 @@ class Activations:
     """What one forward pass has shown.
 
     Attributes:
-        post: Layer name to its post-activation output, ``(N, D)`` or ``(N, C, *spatial)``.
+        parts: Layer name to its post-activation outputs, one for each time that it ran.
         kinds: Layer name to the class name of its activation, such as ``"Tanh"``.
-        inputs: Head name to what went into it, the penultimate features ``(N, D)``.
+        input_parts: Head name to what went into it each time, the penultimate features.
         unhooked: Layers other than heads that ran but that no activation module followed.
         not_run: Layers that the pass did not reach.
     """
 
-    post: Mapping[str, Tensor]
+    parts: Mapping[str, list[Tensor]]
     kinds: Mapping[str, str]
-    inputs: Mapping[str, Tensor]
+    input_parts: Mapping[str, list[Tensor]]
     unhooked: tuple[str, ...]
     not_run: tuple[str, ...]
+
+    @cached_property
+    def post(self) -> Mapping[str, Tensor]:
+        """Layer name to its post-activation output, ``(N, D)`` or ``(N, C, *spatial)``."""
+        return {name: _joined(parts) for name, parts in self.parts.items()}
+
+    @cached_property
+    def inputs(self) -> Mapping[str, Tensor]:
+        """Head name to what went into it, the penultimate features ``(N, D)``."""
+        return {name: _joined(parts) for name, parts in self.input_parts.items()}
 
 
 class _Trace:
@@ -110,25 +121,20 @@ def capture_activations(
     trace = _Trace(layers, heads)
     with _hooked(list(roots), trace):
         forward()
-    joined: dict[tuple[int, ...], Tensor] = {}
-
-    def join(calls: list[Tensor]) -> Tensor:
-        # The same tensors, the same result: what several heads share is recognised by identity.
-        key = tuple(map(id, calls))
-        if key not in joined:
-            joined[key] = calls[0] if len(calls) == 1 else torch.cat(calls)
-        return joined[key]
-
-    post = {name: join(calls) for name, calls in trace.post.items() if name not in heads}
+    post = {name: calls for name, calls in trace.post.items() if name not in heads}
     return Activations(
-        post=post,
+        parts=post,
         kinds=trace.kinds,
-        inputs={name: join(calls) for name, calls in trace.inputs.items()},
+        input_parts=trace.inputs,
         unhooked=tuple(
             name for name in layers if name in trace.ran and name not in {*post, *heads}
         ),
         not_run=tuple(name for name in layers if name not in trace.ran),
     )
+
+
+def _joined(calls: list[Tensor]) -> Tensor:
+    return calls[0] if len(calls) == 1 else torch.cat(calls)
 
 
 @contextmanager

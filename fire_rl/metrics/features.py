@@ -31,12 +31,14 @@ def dormant_ratio(activations: Activations, tau: float = 0.025) -> float:
         tau: Threshold, at least 0. 0.025 and 0.1 are customary.
 
     Returns:
-        A number in [0, 1]. All units of a layer that is zero throughout are dormant.
+        A number in [0, 1]; NaN if an activation is. All units of a layer that is zero throughout
+        are dormant.
 
     Raises:
         ValueError: If there are no activations, their shape is wrong, or ``tau`` is negative.
     """
-    return _mean_over_units([dormant_mask(layer, tau) for layer in _layers(activations)])
+    _check_tau(tau)
+    return _mean_over_units([_share(_scores(layer), tau) for layer in _layers(activations)])
 
 
 def dormant_mask(activation: Tensor, tau: float = 0.025) -> Tensor:
@@ -49,8 +51,7 @@ def dormant_mask(activation: Tensor, tau: float = 0.025) -> Tensor:
     Returns:
         Boolean tensor of shape ``(D,)`` or ``(C,)``.
     """
-    if not tau >= 0:
-        raise ValueError(f"`tau` must be a number of at least 0, got {tau!r}.")
+    _check_tau(tau)
     return _scores(activation) <= tau
 
 
@@ -60,7 +61,7 @@ def zero_activation_ratio(activations: Activations) -> float:
     Args:
         activations: As in :func:`dormant_ratio`.
     """
-    return _mean_over_units([_scores(layer) < 1e-8 for layer in _layers(activations)])
+    return _mean_over_units([_share(_scores(layer), 1e-8) for layer in _layers(activations)])
 
 
 def saturation_ratio(activations: Activations, threshold: float = 0.99) -> float:
@@ -73,9 +74,11 @@ def saturation_ratio(activations: Activations, threshold: float = 0.99) -> float
         threshold: In (0, 1].
     """
     check_positive("threshold", threshold, 1.0)
-    return _mean_over_units(
-        [_mean_over_samples((layer.abs() > threshold).float()) for layer in _layers(activations)]
-    )
+    saturated = [
+        torch.where(layer.isnan(), math.nan, (layer.abs() > threshold).float())
+        for layer in _layers(activations)
+    ]
+    return _mean_over_units([_mean_over_samples(layer) for layer in saturated])
 
 
 def effective_rank(features: Tensor) -> float:
@@ -193,6 +196,16 @@ def _layers(activations: Activations) -> list[Tensor]:
     if not layers:
         raise ValueError("`activations` must hold at least one layer, got an empty mapping.")
     return layers
+
+
+def _share(scores: Tensor, most: float) -> Tensor:
+    """Which scores are at most so large, as numbers to average; NaN stays NaN."""
+    return torch.where(scores.isnan(), math.nan, (scores <= most).float())
+
+
+def _check_tau(tau: float) -> None:
+    if not tau >= 0:
+        raise ValueError(f"`tau` must be a number of at least 0, got {tau!r}.")
 
 
 def _mean_over_units(units: list[Tensor]) -> float:

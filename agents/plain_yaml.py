@@ -1,0 +1,82 @@
+"""YAML as people write it, values set by path, and the error of a faulty configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A configuration with faults.
+
+    Attributes:
+        faults: One sentence each.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = list(faults)
+        super().__init__("\n".join(self.faults))
+
+
+def read_yaml(text: str) -> Any:
+    """Read YAML with numbers as people write them: ``1e-3`` is one, too.
+
+    Raises:
+        ConfigError: If it is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"This is not YAML: {error}"]) from error
+
+
+def set_value(values: dict[str, Any], assignment: str) -> None:
+    """Apply ``section.key=value`` to nested values, in place.
+
+    Raises:
+        ConfigError: If it is not of that form.
+    """
+    path, equals, text = assignment.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(
+            [f"--set must be section.key=value, for example agent.gamma=0.98, got {assignment!r}."]
+        )
+    for key in keys[:-1]:
+        inner = values.get(key)
+        if isinstance(inner, str) and key == "intervention":
+            inner = {"name": inner}  # `intervention: fire` is short for this
+        values[key] = dict(inner) if isinstance(inner, Mapping) else {}
+        values = values[key]
+    values[keys[-1]] = read_yaml(text)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its traps.
+
+    It wants ``1.0e-3`` where people write ``1e-3``, and keeps the last of two equal keys.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse keys that stand there twice."""
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _construct_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    number = float(loader.construct_scalar(node).replace("_", ""))
+    return int(number) if number.is_integer() else number  # 1e6 is a count
+
+
+_Loader.add_constructor("!number", _construct_number)
+_Loader.add_implicit_resolver(
+    "!number", re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)

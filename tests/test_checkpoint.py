@@ -1,0 +1,363 @@
+"""Checkpoints: a training that is resumed goes on as if nothing had happened."""
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from collections import deque
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import DQN, PPO, SAC, TD3
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
+
+import envs
+import fire_rl.checkpoint
+from fire_rl import FireCallback, PlasticityMetricsCallback
+from fire_rl.checkpoint import CheckpointError, checkpoints, latest, restore, save
+from fire_rl.checkpoint_callback import RunCheckpointCallback
+from fire_rl.plain import is_plain, read_tree, write_tree
+from fire_rl.replay import FrameReplayBuffer
+from tests.models import make_model
+from tests.runs import scalars
+
+NET = {"net_arch": [16]}
+ON_POLICY = {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "seed": 0, "policy_kwargs": NET}
+OFF_POLICY = {"buffer_size": 200, "learning_starts": 50, "seed": 0, "policy_kwargs": NET}
+
+
+def env_of(env_id, n_envs=2, **options):
+    return envs.make_vec_env(env_id, n_envs=n_envs, seed=0, **options)
+
+
+def atari(env_id):
+    env = env_of(env_id, env_options={"sticky_actions": 0.25})
+    options = {**OFF_POLICY, "replay_buffer_class": FrameReplayBuffer, "train_freq": 2}
+    return DQN("CnnPolicy", env, target_update_interval=50, **options)
+
+
+def noisy_sac():
+    noise = OrnsteinUhlenbeckActionNoise(np.zeros(3), 0.1 * np.ones(3))
+    options = {**OFF_POLICY, "use_sde": True, "train_freq": 4, "action_noise": noise}
+    return SAC("MlpPolicy", env_of("Hopper-v5", normalize=True), **options)
+
+
+CASES = {
+    "ppo-cartpole-4-envs": lambda: PPO("MlpPolicy", env_of("CartPole-v1", 4), **ON_POLICY),
+    "ppo-ant-normalized": lambda: PPO("MlpPolicy", env_of("Ant-v5", normalize=True), **ON_POLICY),
+    "ppo-hopper-gsde": lambda: PPO(
+        "MlpPolicy", env_of("Hopper-v5"), use_sde=True, sde_sample_freq=4, **ON_POLICY
+    ),
+    "sac-cheetah-normalized": lambda: SAC(
+        "MlpPolicy", env_of("HalfCheetah-v5", 1, normalize=True), **OFF_POLICY
+    ),
+    "dqn-breakout": lambda: atari("ALE/Breakout-v5"),
+    "dqn-pong-episodic": lambda: atari("PongNoFrameskip-v4"),
+    "ppo-worker-processes": lambda: PPO(
+        "MlpPolicy", env_of("Hopper-v5", vec_env="subproc"), **ON_POLICY
+    ),
+    "dqn-changing-tasks": lambda: DQN(
+        "MlpPolicy",
+        env_of("CartPole-v1", tasks={"change": "offset", "every": 100}),
+        **{**OFF_POLICY, "train_freq": 2},
+    ),
+    "sac-gsde-noise": noisy_sac,
+    "td3-humanoid": lambda: TD3("MlpPolicy", env_of("Humanoid-v5", 1), **OFF_POLICY),
+}
+MORE = {"sac-gsde-noise", "td3-humanoid", "dqn-changing-tasks", "ppo-hopper-gsde"}
+
+
+class Hashes(BaseCallback):
+    """What the agent did and saw, step by step. Equal weights alone once hid a divergence."""
+
+    def __init__(self, stop=None):
+        super().__init__()
+        self.by_step, self.stop = {}, stop
+
+    def get_state(self):
+        return {}
+
+    def set_state(self, state):
+        pass
+
+    def _on_step(self):
+        digest = hashlib.sha256()
+        for name in ("actions", "new_obs", "rewards", "dones"):
+            digest.update(np.ascontiguousarray(self.locals[name]).tobytes())
+        self.by_step[self.num_timesteps] = digest.hexdigest()
+        return self.stop is None or self.num_timesteps < self.stop
+
+
+def train(make, folder, total, every, resume=False, stop=None):
+    """Train with every callback that there is; return the model, what it did and what it logged."""
+    model = make()
+    model.set_logger(configure(str(folder), ["tensorboard"]))
+    evaluation = EvalCallback(make().get_env(), eval_freq=every // 4, n_eval_episodes=1, verbose=0)
+    hashes = Hashes(stop)
+    callbacks = [
+        hashes,
+        FireCallback(every=every + every // 2, stop=1.0, probe_size=64),
+        PlasticityMetricsCallback(every=every // 2, probe_size=64),
+        evaluation,
+        RunCheckpointCallback(folder / "checkpoints", every, resume=resume),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # few observations for ranks: not our subject
+        model.learn(total, callback=callbacks, log_interval=1)
+    model.logger.close()
+    model.get_env().close()
+    evaluation.eval_env.close()
+    return model, hashes.by_step, callbacks
+
+
+def logged(folder):
+    """Every scalar but the clock's, with its step."""
+    events = scalars(folder)
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if not tag.startswith("time/")
+    }
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.full] * (name in MORE)) for name in CASES]
+)
+def test_resumed_training_is_the_same_to_the_bit(name, tmp_path):
+    make, total, every = CASES[name], 512, 128
+    whole, steps, callbacks = train(make, tmp_path / "whole", total, every)
+    _, first, _ = train(make, tmp_path / "cut", total, every, stop=300)
+    resumed, second, again = train(make, tmp_path / "cut", total, every, resume=True)
+
+    assert min(second) > 256  # it began at the second checkpoint, not anew
+    assert {**first, **second} == steps
+    assert all(first[step] == second[step] for step in first.keys() & second.keys())
+    for (key, one), (_, two) in zip(
+        flatten(whole.get_parameters()), flatten(resumed.get_parameters()), strict=True
+    ):
+        assert torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two, key
+    if hasattr(whole, "replay_buffer"):
+        assert_same_buffer(whole.replay_buffer, resumed.replay_buffer)
+    for one, two in zip(callbacks[1].reports, again[1].reports, strict=True):
+        assert {**one.to_dict(), "seconds": 0} == {**two.to_dict(), "seconds": 0}
+    assert str(callbacks[2].history) == str(again[2].history)  # NaN is not equal to itself
+    assert str(logged(tmp_path / "whole")) == str(logged(tmp_path / "cut"))
+
+
+def flatten(tree, path=""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{path}/{key}")
+        else:
+            yield f"{path}/{key}", value
+
+
+def assert_same_buffer(one, two):
+    assert (one.pos, one.full) == (two.pos, two.full)
+    rows, columns = (grid.ravel() for grid in np.mgrid[: one.size(), : one.n_envs])
+    for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+        assert np.array_equal(getattr(one, name)[rows, columns], getattr(two, name)[rows, columns])
+
+
+# ------------------------------------------------------------------------------------ the files
+
+
+def test_trees_come_back_as_they_were(tmp_path):
+    tree = {
+        "numbers": [1, -2.5, 2**80, float("inf"), True, None, np.float32(0.1), np.int64(3)],
+        "containers": (1, {2, 3}, frozenset({4}), deque([5, 6], maxlen=2), b"\0bytes"),
+        "keys": {1: "a", (2, "b"): "c", "~": "d"},
+        "arrays": {"x": np.arange(6, dtype=np.uint8).reshape(2, 3), "empty": np.zeros((0, 2))},
+        "tensor": torch.arange(3.0).to(torch.bfloat16),
+        "nan": float("nan"),
+    }
+    assert is_plain(tree)
+    write_tree(tmp_path, tree)
+    found = read_tree(tmp_path)
+    assert str(found) == str(tree)
+    assert type(found["numbers"][6]) is np.float32
+    assert found["containers"][3].maxlen == 2
+    assert found["arrays"]["x"].dtype == np.uint8
+    assert not is_plain({"a": [object()]})
+    with pytest.raises(TypeError, match="is not plain data"):
+        write_tree(tmp_path, {"a": [object()]})
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A folder with two checkpoints of a training with a replay buffer."""
+    make = lambda: make_model("dqn", n_envs=2)  # noqa: E731
+    callback = RunCheckpointCallback(tmp_path, 60)
+    model = make()
+    model.learn(150, callback=callback)
+    assert [path.name for path in checkpoints(tmp_path)] == ["60", "120"]
+    return make, tmp_path, callback
+
+
+def test_nothing_is_written_twice_and_old_ones_go(two):
+    make, folder, callback = two
+    second = callback.saved[1]
+    manifest = json.loads((second.path / "manifest.json").read_text())
+    segments = manifest["replay"]["segments"]
+    assert [(item["first"], item["last"]) for item in segments] == [(0, 30), (30, 60)]
+    assert second.total == second.written + segments[0]["bytes"]
+    model = make()
+    model.learn(1000, callback=RunCheckpointCallback(folder, 60, resume=True, keep_last=1))
+    (last,) = checkpoints(folder)
+    assert last.name == "960"
+    listed = json.loads((last / "manifest.json").read_text())["replay"]["segments"]
+    on_disk = {path.name for path in (folder / "replay").iterdir()}
+    assert on_disk == {item["file"] for item in listed}
+    assert listed[0]["last"] > 480 - 200  # the buffer holds 200 rows: older segments are gone
+
+
+def test_every_damaged_file_is_named_and_the_earlier_checkpoint_is_taken(two, caplog):
+    _, folder, _ = two
+    newest = folder / "120"
+    files = [path for path in newest.rglob("*") if path.is_file()]
+    segment = sorted((folder / "replay").iterdir())[-1]
+    assert len(files) == 5
+    for path in [*files, segment]:
+        good = path.read_bytes()
+        for bad in (good[: len(good) // 2], good[:-9] + bytes([good[-9] ^ 1]) + good[-8:], b""):
+            path.write_bytes(bad)
+            caplog.clear()
+            assert latest(folder) == folder / "60"
+            assert "no usable checkpoint" in caplog.text
+            assert path.name in caplog.text or path.name == "manifest.json"
+        path.write_bytes(good)
+    assert latest(folder) == newest
+    (newest / "manifest.json").unlink()
+    assert latest(folder) == folder / "60"
+
+
+def test_a_hostile_file_executes_nothing(two, tmp_path):
+    make, folder, _ = two
+    path, proof = folder / "120", tmp_path / "executed"
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {proof}",)
+
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name in ("tensors.pt", "arrays.npz"):
+        file = path / "state" / name
+        good = file.read_bytes()
+        if name == "tensors.pt":
+            torch.save(Evil(), file)
+        else:
+            np.savez(file, np.array([Evil()], dtype=object))
+        for item in manifest["files"]:
+            if item["file"] == name:
+                item["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        (path / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(CheckpointError, match="does not fit"):
+            restore(make(), path)
+        file.write_bytes(good)
+    manifest["files"][0]["file"] = "../../../etc/passwd"
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="names a file elsewhere"):
+        restore(make(), path)
+    (path / "manifest.json").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        restore(make(), path)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("when", range(1, 12))
+def test_a_full_disk_leaves_the_earlier_checkpoint(two, when, monkeypatch):
+    make, folder, _ = two
+    model = make()
+    model.learn(100)
+    calls = []
+    real = os.fsync
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == when:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(fire_rl.checkpoint.os, "fsync", full)
+    model.num_timesteps = 180
+    if when <= 9:  # so many times is something synchronised
+        with pytest.raises(CheckpointError, match=r"No space left .* last good one is .*/120\."):
+            save(model, folder)
+    else:
+        assert save(model, folder).path.name == "180"
+    monkeypatch.undo()
+    assert latest(folder).name == ("120" if when <= 9 else "180")
+    assert not list(folder.glob(".*.tmp"))
+    resumed = make()
+    resumed.learn(200, callback=RunCheckpointCallback(folder, 60, resume=folder / "120"))
+
+
+def test_two_runs_in_one_folder_are_refused(two):
+    make, folder, _ = two
+    hold = "import sys, filelock; filelock.FileLock(sys.argv[1]).acquire(); print('held', flush=True); sys.stdin.read()"  # noqa: E501
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(folder / ".lock")], stdin=-1, stdout=-1, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(CheckpointError, match="Another process trains into"):
+            make().learn(10, callback=RunCheckpointCallback(folder, 60))
+        other.communicate("")
+    make().learn(10, callback=RunCheckpointCallback(folder, 60))
+
+
+def test_another_model_is_refused_with_what_differs(two):
+    make, folder, _ = two
+    path = folder / "120"
+    for other, message in (
+        (make_model("sac", n_envs=2), "one of DQN, the model is a SAC"),
+        (make_model("dqn", n_envs=2, gamma=0.5), r"gamma is 0.5, was 0.99"),
+        (make_model("dqn", n_envs=2, buffer_size=100), "its replay buffer is a ReplayBuffer of"),
+        (make_model("dqn", n_envs=1), "its replay buffer is a ReplayBuffer of"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            other.learn(200, callback=RunCheckpointCallback(folder, 60, resume=path))
+    other = make_model("dqn", n_envs=2, gamma=0.5)
+    other.learn(200, callback=RunCheckpointCallback(folder, 60, resume=path, strict=False))
+    assert other.gamma == 0.5
+    with pytest.raises(CheckpointError, match="the callbacks are others"):
+        make().learn(
+            200, callback=[FireCallback(at=[9]), RunCheckpointCallback(folder, 60, resume=path)]
+        )
+
+
+class Opaque(gym.Env):
+    """An environment with a state that nobody can read."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self):
+        self.engine = iter(range(10**9))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.random(2, np.float32), {}
+
+    def step(self, action):
+        return np.full(2, next(self.engine) % 7, np.float32), 1.0, False, False, {}
+
+
+def test_an_environment_that_cannot_be_captured_is_named(tmp_path, caplog):
+    def make():
+        return PPO("MlpPolicy", Opaque(), n_steps=16, batch_size=16, seed=0, device="cpu")
+
+    make().learn(40, callback=RunCheckpointCallback(tmp_path, 16))
+    assert "`Opaque.engine` is a builtins.range_iterator" in caplog.text
+    assert "the episodes in progress are dropped" in caplog.text
+    caplog.clear()
+    model = make()
+    model.learn(64, callback=RunCheckpointCallback(tmp_path, 16, resume=True))
+    assert "state is not restored (`Opaque.engine`" in caplog.text
+    assert model.num_timesteps == 64
