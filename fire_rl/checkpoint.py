@@ -7,6 +7,7 @@ last and renamed into place: a kill at any byte leaves the earlier ones as they 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -28,7 +29,7 @@ from fire_rl import replay_files
 from fire_rl.logs import cut_logs, log_sizes
 from fire_rl.plain import read_tree, write_tree
 from fire_rl.replay_files import digest
-from fire_rl.training_state import capture_training, restore_training
+from fire_rl.training_state import capture_training, check_same, restore_training
 
 logger = logging.getLogger("fire_rl")
 
@@ -136,6 +137,7 @@ def restore(
     manifest = check(path)
     try:
         tree = read_tree(path / _STATE)
+        check_same(model, tree["training"], strict)
         buffer = getattr(model, "replay_buffer", None)
         replay_files.restore_replay(
             buffer, manifest["replay"], tree["replay"], path.parent / _REPLAY
@@ -174,6 +176,8 @@ def check(path: str | Path) -> dict[str, Any]:
     homes = {"": path, _STATE: path / _STATE, _REPLAY: path.parent / _REPLAY}
     try:
         manifest: dict[str, Any] = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest.pop("checksum") != _checksum(manifest):
+            raise ValueError(f"{_MANIFEST} is damaged: its checksum is another one")
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']!r}, this version reads {FORMAT}")
         for item in _files(manifest):
@@ -261,7 +265,8 @@ def _write(
         "replay": replay,
         "logs": log_sizes(model.logger),
     }
-    (target / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps({**manifest, "checksum": _checksum(manifest)}, indent=1)
+    (target / _MANIFEST).write_text(text + "\n", encoding="utf-8")
     for path in (target / _MANIFEST, target / _STATE, target):
         _sync(path)
     return manifest, written
@@ -274,6 +279,11 @@ def _replay_of(base: Path | None, folder: Path) -> dict[str, Any] | None:
     manifest: dict[str, Any] = json.loads((base / _MANIFEST).read_text(encoding="utf-8"))
     replay: dict[str, Any] | None = manifest["replay"]
     return replay
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """Return a checksum of a manifest that is independent of its layout."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _files(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -156,7 +156,7 @@ def probe_size(groups: Iterable[NetworkGroup]) -> int:
 
 
 def _mean_absolute(parts: Parts) -> Tensor:
-    """Reduce ``(N, units, *spatial)``, in parts, to the mean absolute activation, ``(1, units)``."""
+    """Reduce ``(N, units, *spatial)``, in parts, to mean absolute activations, ``(1, units)``."""
     sums = [
         len(units) * units.abs().mean(dim=[axis for axis in range(units.ndim) if axis != 1])
         for units in parts

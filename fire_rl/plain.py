@@ -10,6 +10,7 @@ import json
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,10 @@ def read_tree(folder: Path) -> Any:
     text = (folder / "tree.json").read_text(encoding="utf-8")
     with np.load(folder / "arrays.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    tensors = torch.load(folder / "tensors.pt", map_location="cpu", weights_only=True)
+    try:
+        tensors = torch.load(folder / "tensors.pt", map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(f"tensors.pt holds something else than tensors: {error}") from error
     return _decode(json.loads(text), arrays, tensors)
 
 

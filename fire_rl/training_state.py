@@ -108,7 +108,7 @@ def restore_training(
     Raises:
         ValueError: If the model or the callbacks are others.
     """
-    _check_same(model, state, strict)
+    check_same(model, state, strict)
     model.set_parameters(state["parameters"], exact_match=True, device=model.device)
     for name, value in state["variables"].items():
         getattr(model, name).data.copy_(value)
@@ -261,7 +261,8 @@ def _parameters(obj: Any) -> set[str]:
     return names
 
 
-def _check_same(model: BaseAlgorithm, state: State, strict: bool) -> None:
+def check_same(model: BaseAlgorithm, state: State, strict: bool) -> None:
+    """Raise ValueError unless a state is one of such a model, see :func:`restore_training`."""
     if state["algorithm"] != type(model).__name__:
         raise ValueError(
             f"the checkpoint is one of {state['algorithm']}, the model is a {type(model).__name__}"

@@ -93,7 +93,7 @@ def test_a_run_logs_its_task_and_is_evaluated_and_played_on_it(tmp_path, main):
     evaluation = run.environments[1]
     reset = evaluation.reset
     evaluation.reset = lambda: shown.append(evaluation.get_attr("task")[0]) or reset()
-    assert train.learn(run, args) == "finished"
+    assert train.learn(run, args) == 0
     # The step that completes a task is its last: evaluated on the old one, as trained.
     assert shown == [0, 0, 1, 1, 2, 2, 3, 3]
     logged = [event.value for event in scalars(tmp_path / "run").Scalars("rollout/task")]
