@@ -119,7 +119,6 @@ def event_of(event: dict[str, Any]) -> dict[str, Any]:
         "step": event["num_timesteps"],
         "seconds": event["seconds"],
         "before_after": networks,
-        "policy_change": event["policy_change"],
     }
 
 
