@@ -51,9 +51,8 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"train.py needs {error.name}. Install all that it uses: pip install -e '.[train]'")
 
-from fire_rl import InterventionCallback, PlasticityMetricsCallback
+from fire_rl import InterventionCallback, PlasticityMetricsCallback, RunCheckpointCallback
 from fire_rl.checkpoint import CheckpointError, check, latest
-from fire_rl.checkpoint_callback import RunCheckpointCallback
 from fire_rl.logs import continue_csv
 from fire_rl.surgery import groups_to_change
 
@@ -192,8 +191,8 @@ def build(config: RunConfig, folder: RunFolder, args: Args) -> Run:
     if config.checkpoint is not None:  # last: what the others did before it is in it
         callbacks.append(
             RunCheckpointCallback(
-                folder.checkpoints,
                 **config.checkpoint.model_dump(),
+                folder=folder.checkpoints,
                 resume=folder.resume_from or False,
                 verbose=1,
             )

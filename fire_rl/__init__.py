@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from fire_rl.callbacks import FireCallback, InterventionCallback, PlasticityMetricsCallback
+from fire_rl.checkpoint_callback import RunCheckpointCallback
 from fire_rl.functional import fire_
 from fire_rl.interventions import (
     FIRE,
@@ -30,6 +31,7 @@ from fire_rl.orthogonal import (
     polar_factor,
     squared_frobenius_error,
 )
+from fire_rl.replay import FrameReplayBuffer
 from fire_rl.schedules import At, AtFractions, Every, Never, make_schedule
 from fire_rl.surgery import apply_intervention
 
@@ -42,12 +44,14 @@ __all__ = [
     "AtFractions",
     "Every",
     "FireCallback",
+    "FrameReplayBuffer",
     "InterventionCallback",
     "InterventionReport",
     "LayerChange",
     "Never",
     "NoIntervention",
     "PlasticityMetricsCallback",
+    "RunCheckpointCallback",
     "apply_intervention",
     "approximate_rank",
     "deviation_from_isometry",

@@ -12,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from fire_rl._validation import check_int
 from fire_rl.checkpoint import Saved, latest, locked, restore, save
 from fire_rl.clock import EventClock
+from fire_rl.logs import log_folder
 from fire_rl.rollout_callback import check_place, logger
 from fire_rl.schedules import Every
 
@@ -24,13 +25,19 @@ class RunCheckpointCallback(BaseCallback):
     same weights as one that was not (on a CPU; the arithmetic of a GPU is not repeatable).
 
     Args:
-        folder: Folder of checkpoints, one sub-folder each.
         every: Period in environment steps over all environments.
+        folder: Folder of checkpoints, one sub-folder each; by default ``checkpoints`` beside the
+            model's TensorBoard or CSV logs.
         keep_last: How many checkpoints to keep; None for all.
         resume: True to go on from the newest whole checkpoint in ``folder``, and to start anew
             if there is none; or a checkpoint's path.
         strict: Whether hyper-parameters other than the checkpoint's are an error.
         verbose: 1 for a line per checkpoint.
+
+    Raises:
+        ValueError: If an argument is out of range, or there is no folder.
+        CheckpointError: In training, if a checkpoint cannot be written or read, or another process
+            trains into the folder.
 
     Attributes:
         saved: What was written so far.
@@ -40,14 +47,14 @@ class RunCheckpointCallback(BaseCallback):
     Example:
         >>> from stable_baselines3 import PPO
         >>> model = PPO("MlpPolicy", "CartPole-v1", n_steps=64)
-        >>> callback = RunCheckpointCallback("checkpoints", every=50_000, resume=True)
+        >>> callback = RunCheckpointCallback(50_000, "checkpoints", resume=True)
         >>> model = model.learn(100, callback=callback)  # doctest: +SKIP
     """
 
     def __init__(
         self,
-        folder: str | Path,
         every: int = 100_000,
+        folder: str | Path | None = None,
         *,
         keep_last: int | None = 2,
         resume: bool | str | Path = False,
@@ -55,7 +62,7 @@ class RunCheckpointCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        self.folder = Path(folder)
+        self.folder = None if folder is None else Path(folder)
         self.clock = EventClock(Every(every), None, "timesteps")
         self.keep_last = None if keep_last is None else check_int("keep_last", keep_last, 1)
         self.resume = resume
@@ -67,6 +74,11 @@ class RunCheckpointCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         check_place(self)
+        if self.folder is None:
+            logs = log_folder(self.logger)
+            if logs is None:
+                raise ValueError("`folder` must be given: the model has no folder of logs.")
+            self.folder = logs / "checkpoints"
         self._lock.enter_context(locked(self.folder))
         self.clock.start(self.model)
 
@@ -97,6 +109,7 @@ class RunCheckpointCallback(BaseCallback):
         self.clock.set_state(state["clock"])
 
     def _restore(self) -> None:
+        assert self.folder is not None
         path = latest(self.folder) if self.resume is True else Path(str(self.resume))
         self.resume = False
         if path is None:
@@ -106,6 +119,7 @@ class RunCheckpointCallback(BaseCallback):
         self._say(f"resumed from {path} at step {self.model.num_timesteps:,}")
 
     def _save(self) -> None:
+        assert self.folder is not None
         callbacks = [self.locals["callback"]]
         saved = save(self.model, self.folder, callbacks, self.keep_last, self._base)
         self._base = saved.path

@@ -110,7 +110,7 @@ def train(make, folder, total, every, resume=False, stop=None):
         FireCallback(every=every + every // 2, stop=1.0, probe_size=64),
         PlasticityMetricsCallback(every=every // 2, probe_size=64),
         evaluation,
-        RunCheckpointCallback(folder / "checkpoints", every, resume=resume),
+        RunCheckpointCallback(every, folder / "checkpoints", resume=resume),
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # few observations for ranks: not our subject
@@ -198,7 +198,7 @@ def test_trees_come_back_as_they_were(tmp_path):
 def two(tmp_path):
     """A folder with two checkpoints of a training with a replay buffer."""
     make = lambda: make_model("dqn", n_envs=2)  # noqa: E731
-    callback = RunCheckpointCallback(tmp_path, 60)
+    callback = RunCheckpointCallback(60, tmp_path)
     model = make()
     model.learn(150, callback=callback)
     assert [path.name for path in checkpoints(tmp_path)] == ["60", "120"]
@@ -213,7 +213,7 @@ def test_nothing_is_written_twice_and_old_ones_go(two):
     assert [(item["first"], item["last"]) for item in segments] == [(0, 30), (30, 60)]
     assert second.total == second.written + segments[0]["bytes"]
     model = make()
-    model.learn(1000, callback=RunCheckpointCallback(folder, 60, resume=True, keep_last=1))
+    model.learn(1000, callback=RunCheckpointCallback(60, folder, resume=True, keep_last=1))
     (last,) = checkpoints(folder)
     assert last.name == "960"
     listed = json.loads((last / "manifest.json").read_text())["replay"]["segments"]
@@ -309,7 +309,7 @@ def test_a_full_disk_at_any_moment_leaves_the_earlier_checkpoint(two, tmp_path, 
         assert good.name == "120" or fail_at == number  # the last one: it is in place already
         assert not list(folder.glob(".*.tmp"))
         resumed = make()
-        resumed.learn(122, callback=RunCheckpointCallback(folder, 60, resume=folder / "120"))
+        resumed.learn(122, callback=RunCheckpointCallback(60, folder, resume=folder / "120"))
         assert resumed.num_timesteps >= 122
 
 
@@ -322,9 +322,9 @@ def test_two_runs_in_one_folder_are_refused(two):
     ) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(CheckpointError, match="Another process trains into"):
-            make().learn(10, callback=RunCheckpointCallback(folder, 60))
+            make().learn(10, callback=RunCheckpointCallback(60, folder))
         other.communicate("")
-    make().learn(10, callback=RunCheckpointCallback(folder, 60))
+    make().learn(10, callback=RunCheckpointCallback(60, folder))
 
 
 def test_another_model_is_refused_with_what_differs(two):
@@ -337,13 +337,13 @@ def test_another_model_is_refused_with_what_differs(two):
         (make_model("dqn", n_envs=1), "its replay buffer is a ReplayBuffer of"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            other.learn(200, callback=RunCheckpointCallback(folder, 60, resume=path))
+            other.learn(200, callback=RunCheckpointCallback(60, folder, resume=path))
     other = make_model("dqn", n_envs=2, gamma=0.5)
-    other.learn(200, callback=RunCheckpointCallback(folder, 60, resume=path, strict=False))
+    other.learn(200, callback=RunCheckpointCallback(60, folder, resume=path, strict=False))
     assert other.gamma == 0.5
     with pytest.raises(CheckpointError, match="the callbacks are others"):
         make().learn(
-            200, callback=[FireCallback(at=[9]), RunCheckpointCallback(folder, 60, resume=path)]
+            200, callback=[FireCallback(at=[9]), RunCheckpointCallback(60, folder, resume=path)]
         )
 
 
@@ -368,11 +368,11 @@ def test_an_environment_that_cannot_be_captured_is_named(tmp_path, caplog):
     def make():
         return PPO("MlpPolicy", Opaque(), n_steps=16, batch_size=16, seed=0, device="cpu")
 
-    make().learn(40, callback=RunCheckpointCallback(tmp_path, 16))
+    make().learn(40, callback=RunCheckpointCallback(16, tmp_path))
     assert "`Opaque.engine` is a builtins.range_iterator" in caplog.text
     assert "the episodes in progress are dropped" in caplog.text
     caplog.clear()
     model = make()
-    model.learn(64, callback=RunCheckpointCallback(tmp_path, 16, resume=True))
+    model.learn(64, callback=RunCheckpointCallback(16, tmp_path, resume=True))
     assert "state is not restored (`Opaque.engine`" in caplog.text
     assert model.num_timesteps == 64
