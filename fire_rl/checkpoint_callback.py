@@ -13,6 +13,7 @@ from fire_rl._validation import check_int
 from fire_rl.checkpoint import Saved, latest, locked, restore, save
 from fire_rl.clock import EventClock
 from fire_rl.logs import log_folder
+from fire_rl.replay_files import check_buffer
 from fire_rl.rollout_callback import check_place, logger
 from fire_rl.schedules import Every
 
@@ -35,7 +36,8 @@ class RunCheckpointCallback(BaseCallback):
         verbose: 1 for a line per checkpoint.
 
     Raises:
-        ValueError: If an argument is out of range, or there is no folder.
+        ValueError: If an argument is out of range, there is no folder, or the replay buffer is of an
+            unknown class.
         CheckpointError: In training, if a checkpoint cannot be written or read, or another process
             trains into the folder.
 
@@ -74,6 +76,7 @@ class RunCheckpointCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         check_place(self)
+        check_buffer(getattr(self.model, "replay_buffer", None))
         if self.folder is None:
             logs = log_folder(self.logger)
             if logs is None:

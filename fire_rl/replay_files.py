@@ -53,9 +53,7 @@ def write_replay(
     """
     if buffer is None:
         return None, {}, 0
-    if type(buffer) not in _KNOWN:
-        known = ", ".join(kind.__name__ for kind in _KNOWN)
-        raise ValueError(f"a {type(buffer).__name__} cannot be saved; known are {known}")
+    check_buffer(buffer)
     num_rows = num_timesteps // buffer.n_envs
     if buffer.size() != min(num_rows, buffer.buffer_size):
         num_rows = buffer.size()  # filled otherwise than by the steps of this training
@@ -75,6 +73,15 @@ def write_replay(
         kept.append(write_segment(buffer, range(start, num_rows), path))
         written = kept[-1]["bytes"]
     return {**description, "segments": kept}, _capture_head(buffer), written
+
+
+def check_buffer(buffer: Any) -> None:
+    """Raise ValueError if buffers of this class are unknown here; None is fine."""
+    if buffer is not None and type(buffer) not in _KNOWN:
+        known = ", ".join(kind.__name__ for kind in _KNOWN)
+        raise ValueError(
+            f"A {type(buffer).__name__} cannot be saved in checkpoints; known are {known}."
+        )
 
 
 def restore_replay(buffer: Any, saved: Description | None, head: Head, folder: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import DQN, PPO, SAC, TD3
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
@@ -311,6 +312,16 @@ def test_a_full_disk_at_any_moment_leaves_the_earlier_checkpoint(two, tmp_path, 
         resumed = make()
         resumed.learn(122, callback=RunCheckpointCallback(60, folder, resume=folder / "120"))
         assert resumed.num_timesteps >= 122
+
+
+def test_an_unknown_replay_buffer_is_refused_before_training(tmp_path):
+    class Mine(ReplayBuffer):
+        pass
+
+    model = make_model("dqn", replay_buffer_class=Mine)
+    with pytest.raises(ValueError, match=r"A Mine cannot be saved .*FrameReplayBuffer"):
+        model.learn(10, callback=RunCheckpointCallback(60, tmp_path))
+    assert model.num_timesteps == 0
 
 
 def test_two_runs_in_one_folder_are_refused(two):
