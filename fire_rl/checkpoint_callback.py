@@ -36,8 +36,8 @@ class RunCheckpointCallback(BaseCallback):
         verbose: 1 for a line per checkpoint.
 
     Raises:
-        ValueError: If an argument is out of range, there is no folder, or the replay buffer is of an
-            unknown class.
+        ValueError: If an argument is out of range, there is no folder, or the class of the replay
+            buffer is unknown.
         CheckpointError: In training, if a checkpoint cannot be written or read, or another process
             trains into the folder.
 
