@@ -287,6 +287,7 @@ def learn(run: Run, args: Args) -> int:
         except Exception as error:  # what was learned is saved; the traceback follows
             ending, failure = "failed", error
     if failure is not None and model.num_timesteps == 0:
+        model.logger.close()
         raise failure
     seconds = time.perf_counter() - start
     patient = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would cut the zip
