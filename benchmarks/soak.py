@@ -71,6 +71,7 @@ CASES: dict[str, tuple[Callable[[], BaseAlgorithm], int, int]] = {
     "sac_halfcheetah_vecnormalize": (_sac_cheetah, 4_000, 150),
     "dqn_breakout_sticky": (_dqn_breakout, 4_000, 150),
 }
+START_SECONDS = 4.0  # until a process takes its first step
 
 
 class Hashes(BaseCallback):
@@ -148,8 +149,9 @@ def soak(case: str, kills: int, folder: Path) -> dict[str, Any]:
     while True:
         process = start(case, cut, cut / "checkpoints")
         try:
-            # From before the first step on to well after some checkpoints.
-            patience = generator.uniform(2.0, undisturbed / 2) if survived < kills else None
+            # From before the first step on; short enough that there is something left to kill.
+            longest = START_SECONDS + 1.5 * undisturbed / kills
+            patience = generator.uniform(2.0, longest) if survived < kills else None
             _, errors = process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
@@ -178,7 +180,8 @@ def fill_disk(folder: Path) -> dict[str, Any]:
         process.communicate()
         return {
             "error": next(
-                (line for line in errors.splitlines() if CheckpointError.__name__ in line), None
+                (line for line in errors.splitlines() if f"{CheckpointError.__name__}: " in line),
+                None,
             ),
             "last_good_checkpoint": None if good is None else good.name,
             "finished_after_enlarging": process.returncode == 0,
