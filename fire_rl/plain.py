@@ -29,13 +29,18 @@ def is_plain(value: Any) -> bool:
         return True
     if kind is np.ndarray:
         return bool(value.dtype.kind in "biufcSU")
-    if kind in (list, tuple, set, frozenset, deque):
+    if kind in (list, tuple, set, frozenset, deque) or is_record(value):
         return all(map(is_plain, value))
     if isinstance(value, Mapping):
         return kind.__module__ in ("builtins", "collections") and all(
             is_plain(key) and is_plain(item) for key, item in value.items()
         )
     return False
+
+
+def is_record(value: Any) -> bool:
+    """Tell whether a value is a named tuple; it is read back as a plain one."""
+    return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
 def write_tree(folder: Path, tree: Any) -> None:
@@ -81,8 +86,9 @@ def _encode(value: Any, arrays: dict[str, NDArray[Any]], tensors: dict[str, torc
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, Mapping):
         return {_TAG: "dict", "v": [[encode(k), encode(item)] for k, item in value.items()]}
-    if kind in (tuple, set, frozenset):
-        return {_TAG: kind.__name__, "v": [encode(item) for item in value]}
+    if kind in (tuple, set, frozenset) or is_record(value):
+        name = "tuple" if isinstance(value, tuple) else kind.__name__
+        return {_TAG: name, "v": [encode(item) for item in value]}
     if kind is deque:
         return {_TAG: "deque", "v": [encode(item) for item in value], "maxlen": value.maxlen}
     if kind is bytes:

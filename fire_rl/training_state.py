@@ -29,7 +29,7 @@ from fire_rl.object_state import (
     restore_attributes,
     restore_env,
 )
-from fire_rl.plain import is_plain
+from fire_rl.plain import is_plain, is_record
 
 logger = logging.getLogger("fire_rl")
 
@@ -116,7 +116,7 @@ def restore_training(
         for name, value in values.items():
             setattr(part, name, value.to(model.device))
     for name, value in state["attributes"].items():
-        setattr(model, name, value)
+        setattr(model, name, _like(getattr(model, name, None), value, model.device))
     restore_attributes(
         _View(
             action_noise=getattr(model, "action_noise", None),
@@ -282,6 +282,17 @@ def check_same(model: BaseAlgorithm, state: State, strict: bool) -> None:
 
 def _equal(one: Any, two: Any) -> bool:
     return type(one) is type(two) and bool(np.all(np.asarray(one == two)))
+
+
+def _like(current: Any, saved: Any, device: torch.device) -> Any:
+    """Return a value with its tensors on the device and its tuples as the model has them."""
+    if isinstance(saved, torch.Tensor):
+        return saved.to(device)
+    if isinstance(saved, tuple):
+        models = current if isinstance(current, tuple) else [None] * len(saved)
+        items = [_like(one, item, device) for one, item in zip(models, saved, strict=True)]
+        return type(current)(*items) if is_record(current) else tuple(items)
+    return saved
 
 
 def _begin_new_episodes(model: BaseAlgorithm) -> None:

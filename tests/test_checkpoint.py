@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections import deque
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -152,6 +153,8 @@ def test_resumed_training_is_the_same_to_the_bit(name, tmp_path):
         assert_same_buffer(whole.replay_buffer, resumed.replay_buffer)
     for one, two in zip(callbacks[1].reports, again[1].reports, strict=True):
         assert {**one.to_dict(), "seconds": 0} == {**two.to_dict(), "seconds": 0}
+    for name in ("best_mean_reward", "evaluations_results", "evaluations_timesteps"):
+        assert getattr(callbacks[3], name) == getattr(again[3], name)
     assert str(callbacks[2].history) == str(again[2].history)  # NaN is not equal to itself
     assert str(logged(tmp_path / "whole")) == str(logged(tmp_path / "cut"))
 
@@ -387,3 +390,24 @@ def test_an_environment_that_cannot_be_captured_is_named(tmp_path, caplog):
     model.learn(64, callback=RunCheckpointCallback(16, tmp_path, resume=True))
     assert "state is not restored (`Opaque.engine`" in caplog.text
     assert model.num_timesteps == 64
+
+
+def test_recurrent_states_keep_their_type(tmp_path):
+    class States(NamedTuple):
+        pi: tuple[torch.Tensor, ...]
+        vf: tuple[torch.Tensor, ...]
+
+    def make(value):
+        model = make_model("ppo")
+        model._last_lstm_states = States(
+            (torch.full((2,), value),), (torch.zeros(1), torch.ones(1))
+        )
+        return model
+
+    make(3.0).learn(40, callback=RunCheckpointCallback(16, tmp_path))
+    resumed = make(0.0)
+    resumed.learn(48, callback=RunCheckpointCallback(16, tmp_path, resume=True))
+    states = resumed._last_lstm_states
+    assert type(states) is States
+    assert states.pi[0].tolist() == [3.0, 3.0]
+    assert states.vf[1].tolist() == [1.0]
