@@ -107,12 +107,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=30_000)
     parser.add_argument("--paired", action="store_true")
+    parser.add_argument("--only", choices=["dqn_pong", "sac_halfcheetah"])
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     scale = min(1.0, arguments.steps / 30_000)
     results = {}
     for name, make in (("dqn_pong", make_dqn), ("sac_halfcheetah", make_sac)):
+        if arguments.only not in (None, name):
+            continue
         results[name] = compare(make, arguments.steps, scale, arguments.paired)
         print(name, results[name])
         write_result("overhead", {"results": results})  # as they come

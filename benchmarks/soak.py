@@ -91,12 +91,22 @@ class Hashes(BaseCallback):
         return True
 
 
+class Saver(RunCheckpointCallback):
+    """Appends to a file how many bytes each checkpoint has written."""
+
+    def _save(self) -> None:
+        super()._save()
+        assert self.folder is not None
+        with (self.folder.parent / "written.txt").open("a") as file:
+            file.write(f"{self.saved[-1].written}\n")
+
+
 def work(case: str, folder: Path, checkpoints: Path, keep_last: int | None) -> None:
     """Train, from the last checkpoint if there is one; the part that is killed."""
     torch.set_num_threads(1)
     make, total, every = CASES[case]
     model = make()
-    saver = RunCheckpointCallback(every, checkpoints, resume=True, keep_last=keep_last)
+    saver = Saver(every, checkpoints, resume=True, keep_last=keep_last)
     fire = FireCallback(every=total // 4, probe_size=64)
     model.learn(total, callback=[Hashes(folder / "hashes.txt"), fire, saver])
     last = hashlib.sha256()
@@ -160,7 +170,9 @@ def soak(case: str, kills: int, folder: Path) -> dict[str, Any]:
             continue
         if process.returncode != 0:
             raise RuntimeError(f"{case} could not go on: {errors[-2000:]}")
-        return {"kills": survived, **compare(whole, cut)}
+        written = [int(line) for line in (cut / "written.txt").read_text().split()]
+        saved = {"checkpoints": len(written), "megabytes_written": round(sum(written) / 1e6, 1)}
+        return {"kills": survived, **compare(whole, cut), **saved}
 
 
 def fill_disk(folder: Path) -> dict[str, Any]:
