@@ -53,7 +53,10 @@ class Observed:
 
 
 def observe(model: BaseAlgorithm, groups: Sequence[NetworkGroup], probe: Probe) -> Observed:
-    """Run the model's networks over a probe, in evaluation mode, and keep activations."""
+    """Run the model's networks over a probe, in evaluation mode, and keep activations.
+
+    Of convolutional maps the mean magnitude over positions, ``(N, C, 1)``.
+    """
     anatomy = anatomy_of(model)
     layers = {layer.name: layer.module for group in groups for layer in group.online.layers}
     heads = [name for group in groups for name in group.online.heads]
@@ -63,7 +66,7 @@ def observe(model: BaseAlgorithm, groups: Sequence[NetworkGroup], probe: Probe) 
         for part in probe.split(_ELEMENTS_AT_ONCE):
             outputs.append(anatomy.forward(model.policy, part.observations, part.actions))
 
-    activations = capture_activations(layers, [model.policy], forward, heads)
+    activations = capture_activations(layers, [model.policy], forward, heads, _kept)
     return Observed(tuple(outputs), activations)
 
 
@@ -200,6 +203,16 @@ def _penultimate(group: NetworkGroup, activations: Activations) -> list[Parts]:
         ]
         inputs = linear[-1:]
     return list({_identity(parts): parts for parts in inputs}.values())
+
+
+def _kept(units: Tensor, kind: str) -> Tensor:
+    """Average the magnitude of maps over their positions: all that the ratios of units need.
+
+    ``(N, C, *spatial)`` becomes ``(N, C, 1)``. Saturation is a matter of single values.
+    """
+    if units.ndim == 2 or kind == "Tanh":
+        return units
+    return units.abs().flatten(2).mean(dim=2, keepdim=True)
 
 
 def _identity(parts: Parts) -> tuple[int, ...]:

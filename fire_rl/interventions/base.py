@@ -72,7 +72,8 @@ class Context:
     Attributes:
         fresh: New tensors by name, drawn by the network's own initialisation.
         initial: The tensors with which the run began, by name.
-        activations: Post-activation tensors by layer name, on the probe observations.
+        activations: Post-activation tensors by layer name, on the probe observations: ``(N, D)``,
+            or for convolutions the mean magnitude over positions, ``(N, C, 1)``.
         generator: The intervention's own random numbers.
     """
 

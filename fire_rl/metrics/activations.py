@@ -67,7 +67,13 @@ class Activations:
 class _Trace:
     """Follow tensors from layer to activation by identity, call by call."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], heads: Collection[str]) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        heads: Collection[str],
+        keep: Callable[[Tensor, str], Tensor],
+    ) -> None:
+        self.keep = keep
         self.names = {id(module): name for name, module in layers.items()}
         self.heads = heads
         self.ran: set[str] = set()
@@ -92,8 +98,8 @@ class _Trace:
         if origin is None:
             return
         if isinstance(module, _ACTIVATIONS):
-            self.post.setdefault(origin, []).append(output)
             self.kinds[origin] = type(module).__name__
+            self.post.setdefault(origin, []).append(self.keep(output, self.kinds[origin]))
         elif isinstance(module, _PASS_THROUGH):
             self._origin[id(output)] = origin
 
@@ -104,6 +110,7 @@ def capture_activations(
     roots: Iterable[nn.Module],
     forward: Callable[[], object],
     heads: Collection[str] = (),
+    keep: Callable[[Tensor, str], Tensor] = lambda units, kind: units,
 ) -> Activations:
     """Run one forward pass in evaluation mode and keep what the layers' units do.
 
@@ -117,8 +124,10 @@ def capture_activations(
         roots: Modules that contain the layers and their activations.
         forward: Makes the pass; called once, without gradients.
         heads: Names of output layers, whose inputs are kept instead.
+        keep: What to keep of a layer's activation, given the name of its kind; all of it by
+            default.
     """
-    trace = _Trace(layers, heads)
+    trace = _Trace(layers, heads, keep)
     with _hooked(list(roots), trace):
         forward()
     post = {name: calls for name, calls in trace.post.items() if name not in heads}
