@@ -71,7 +71,6 @@ CASES: dict[str, tuple[Callable[[], BaseAlgorithm], int, int]] = {
     "sac_halfcheetah_vecnormalize": (_sac_cheetah, 4_000, 150),
     "dqn_breakout_sticky": (_dqn_breakout, 4_000, 150),
 }
-START_SECONDS = 4.0  # until a process takes its first step
 
 
 class Hashes(BaseCallback):
@@ -147,32 +146,40 @@ def compare(whole: Path, cut: Path) -> dict[str, Any]:
     }
 
 
+def progress(folder: Path) -> int:
+    """Return the last step that a training has written down."""
+    path = folder / "hashes.txt"
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 200))
+        lines = file.read().decode(errors="ignore").split("\n")
+    steps = [int(words[0]) for line in lines[1:-1] if len(words := line.split()) == 2]
+    return steps[-1] if steps else 0
+
+
 def soak(case: str, kills: int, folder: Path) -> dict[str, Any]:
-    """Train a case undisturbed, then under kills."""
+    """Train a case undisturbed, then under kills at random moments."""
     whole, cut = folder / f"{case}-whole", folder / f"{case}-cut"
-    started = time.perf_counter()
     if start(case, whole, whole / "checkpoints").wait() != 0:
         raise RuntimeError(f"{case} failed undisturbed")
-    undisturbed = time.perf_counter() - started
     generator = random.Random(case)
-    survived = 0
-    while True:
+    last = int(0.9 * CASES[case][1])
+    for point in sorted(generator.sample(range(last), kills)):
         process = start(case, cut, cut / "checkpoints")
-        try:
-            # From before the first step on; short enough that there is something left to kill.
-            longest = START_SECONDS + 1.5 * undisturbed / kills
-            patience = generator.uniform(2.0, longest) if survived < kills else None
-            _, errors = process.communicate(timeout=patience)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            survived += 1
-            continue
-        if process.returncode != 0:
-            raise RuntimeError(f"{case} could not go on: {errors[-2000:]}")
-        written = [int(line) for line in (cut / "written.txt").read_text().split()]
-        saved = {"checkpoints": len(written), "megabytes_written": round(sum(written) / 1e6, 1)}
-        return {"kills": survived, **compare(whole, cut), **saved}
+        while progress(cut) < point and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0.0, 0.2))
+        if process.poll() is not None:
+            raise RuntimeError(f"{case} ended early: {process.communicate()[1][-2000:]}")
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    process = start(case, cut, cut / "checkpoints")
+    if process.wait() != 0:
+        raise RuntimeError(f"{case} could not go on: {process.communicate()[1][-2000:]}")
+    written = [int(line) for line in (cut / "written.txt").read_text().split()]
+    saved = {"checkpoints": len(written), "megabytes_written": round(sum(written) / 1e6, 1)}
+    return {"kills": kills, **compare(whole, cut), **saved}
 
 
 def fill_disk(folder: Path) -> dict[str, Any]:
