@@ -188,6 +188,8 @@ CARTPOLE = ["--algo", "ppo", "--env", "CartPole-v1", "-n", "64", "--set", "eval=
         (["learning_rate=3"], "stand under `agent`: `agent.learning_rate`"),
         (["intervention.strength=0.5"], "needs a `name`"),
         (["agent.gama=1", "--seeds", "0"], "found 2 faults"),
+        (["--algo", "dqn", "--env", "ALE/Pong-v5", "--set", "agent.buffer_size=1e8"],
+         "`agent.buffer_size` 100,000,000 needs 706 GB"),
         (["--env", "Blackjack-v1"], "observation space is not supported"),
         (["--algo", "td3", "--env", "Pendulum-v1", "--set", "agent.noise_type=normal",
           "agent.noise_std=-1"], "`agent.noise_std` must be at least 0"),
