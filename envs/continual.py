@@ -11,7 +11,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from fire_rl._validation import nearest
+from fire_rl._validation import check_choice
 
 Array = NDArray[Any]
 
@@ -94,12 +94,7 @@ class ChangingObservations(gym.Wrapper[Array, Any, Array, Any]):
 
 def check_tasks(tasks: Mapping[str, Any], n_envs: int) -> None:
     """Raise ValueError unless tasks are named and as long as the copies can share."""
-    if tasks["change"] not in CHANGES:
-        listed = " or ".join(repr(name) for name in CHANGES)
-        raise ValueError(
-            f"`tasks.change` must be {listed}, got {tasks['change']!r}."
-            f"{nearest(tasks['change'], CHANGES)}"
-        )
+    check_choice("tasks.change", tasks["change"], CHANGES)
     if tasks["every"] % n_envs:
         raise ValueError(
             f"`tasks.every` counts steps over all environments: it must be a multiple of `n_envs` "

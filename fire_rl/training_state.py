@@ -67,14 +67,7 @@ def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) ->
             for part in _distributions(model)
         ],
         "attributes": _plain_attributes(model, _NOT_OF_THE_MODEL | set(variables)),
-        "parts": capture_attributes(
-            _View(
-                action_noise=model.action_noise if hasattr(model, "action_noise") else None,
-                action_space=model.action_space,
-                observation_space=model.observation_space,
-            ),
-            parts=_PARTS,
-        ),
+        "parts": capture_attributes(_parts(model), parts=_PARTS),
         "logger": {
             name: {k: v for k, v in getattr(model.logger, name).items() if is_plain(v)}
             for name in ("name_to_value", "name_to_count", "name_to_excluded")
@@ -117,14 +110,7 @@ def restore_training(
             setattr(part, name, value.to(model.device))
     for name, value in state["attributes"].items():
         setattr(model, name, _like(getattr(model, name, None), value, model.device))
-    restore_attributes(
-        _View(
-            action_noise=getattr(model, "action_noise", None),
-            action_space=model.action_space,
-            observation_space=model.observation_space,
-        ),
-        state["parts"],
-    )
+    restore_attributes(_parts(model), state["parts"])
     model._num_timesteps_at_start = model.num_timesteps  # for the frames per second
     for name, values in state["logger"].items():
         getattr(model.logger, name).update(values)
@@ -224,6 +210,15 @@ class _View:
 
     def __init__(self, **attributes: Any) -> None:
         vars(self).update(attributes)
+
+
+def _parts(model: BaseAlgorithm) -> _View:
+    """What changes in place and is no plain attribute."""
+    return _View(
+        action_noise=getattr(model, "action_noise", None),
+        action_space=model.action_space,
+        observation_space=model.observation_space,
+    )
 
 
 def _wrappers(venv: VecEnv) -> Iterator[VecEnv]:
