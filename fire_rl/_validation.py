@@ -51,6 +51,13 @@ def check_positive(argument: str, value: Any, maximum: float = math.inf) -> floa
     return float(value)
 
 
+def check_share(argument: str, value: Any) -> float:
+    """Return a number from 0 to 1."""
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"`{argument}` must be a number from 0 to 1, got {value!r}.")
+    return float(value)
+
+
 def as_names(argument: str, value: Any) -> tuple[str, ...]:
     """Return a tuple of strings, from one string or a list of them."""
     names = (value,) if isinstance(value, str) else value

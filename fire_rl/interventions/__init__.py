@@ -14,9 +14,14 @@ from fire_rl.interventions.base import (
     Network,
     Update,
 )
+from fire_rl.interventions.entropy_temperature_reset import EntropyTemperatureReset
 from fire_rl.interventions.fire import FIRE
 from fire_rl.interventions.none import NoIntervention
+from fire_rl.interventions.optimizer_reset import OptimizerReset
+from fire_rl.interventions.random_orthogonal import RandomOrthogonal
 from fire_rl.interventions.report import Changes, InterventionReport, LayerChange
+from fire_rl.interventions.reset import Reset
+from fire_rl.interventions.shrink_and_perturb import ShrinkAndPerturb
 
 __all__ = [
     "FIRE",
@@ -24,18 +29,29 @@ __all__ = [
     "Aftermath",
     "Changes",
     "Context",
+    "EntropyTemperatureReset",
     "Intervention",
     "InterventionReport",
     "LayerChange",
     "Network",
     "NoIntervention",
+    "OptimizerReset",
+    "RandomOrthogonal",
+    "Reset",
+    "ShrinkAndPerturb",
     "Update",
     "make_intervention",
+    "published_schedule",
 ]
 
 INTERVENTIONS: Mapping[str, type[Any]] = {
+    "entropy_temperature_reset": EntropyTemperatureReset,
     "fire": FIRE,
     "none": NoIntervention,
+    "optimizer_reset": OptimizerReset,
+    "random_orthogonal": RandomOrthogonal,
+    "reset": Reset,
+    "shrink_and_perturb": ShrinkAndPerturb,
 }
 
 
@@ -83,6 +99,19 @@ def make_intervention(spec: Intervention | str | Mapping[str, Any] | None) -> In
     check_choice(f"preset of {name}", preset, presets)
     made = getattr(kind, str(preset))(**options)
     return made
+
+
+def published_schedule(spec: object) -> Mapping[str, Any] | None:
+    """Return the schedule that was published for a preset, or None.
+
+    Args:
+        spec: As in :func:`make_intervention`, such as ``{"name": "fire", "preset": "paper_dqn"}``.
+    """
+    if not isinstance(spec, Mapping):
+        return None
+    kind = INTERVENTIONS.get(str(spec.get("name")))
+    schedules: Mapping[str, Mapping[str, Any]] = getattr(kind, "schedules", {})
+    return schedules.get(str(spec.get("preset")))
 
 
 def check_options(kind: type[Any], options: Mapping[str, Any]) -> None:

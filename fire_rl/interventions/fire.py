@@ -7,22 +7,16 @@ deviation from isometry to zero, which is what lets the network learn on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fire_rl._validation import as_names, check_choice, check_int, check_positive
-from fire_rl.interventions.base import (
-    Aftermath,
-    Context,
-    Network,
-    Update,
-    check_patterns,
-    select_layers,
-)
+from fire_rl._validation import check_choice, check_int, check_positive
+from fire_rl.interventions.base import Context, Network, Update, select_layers
+from fire_rl.interventions.options import LayerOptions
 from fire_rl.layers import WeightLayer, check_writable
 from fire_rl.orthogonal import NullDirections, newton_schulz, polar_factor
 
@@ -33,7 +27,7 @@ _SCALES = ("published", "frobenius_optimal")
 
 
 @dataclass(frozen=True)
-class FIRE:
+class FIRE(LayerOptions):
     """Move weights to the nearest scaled isometry: ``W ← (1-β) W + β · s · polar(W)``.
 
     ``FIRE()`` is the paper's Algorithm 1: every linear and convolutional layer, heads included, by
@@ -73,7 +67,7 @@ class FIRE:
 
     Example:
         >>> FIRE(strength=0.5, head="keep", networks=["critic"])  # doctest: +ELLIPSIS
-        FIRE(method='newton_schulz', num_steps=10, ...)
+        FIRE(networks=('critic',), ...)
     """
 
     method: Literal["newton_schulz", "exact"] = "newton_schulz"
@@ -83,23 +77,20 @@ class FIRE:
     hidden: LayerRule = "project"
     conv: LayerRule = "project"
     head: LayerRule = "project"
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    networks: tuple[str, ...] | None = None
-    source: Literal["fresh", "initial"] = "fresh"
     null_directions: NullDirections = "keep"
     biases: Literal["keep", "reset", "zero"] = "keep"
     norm_layers: Literal["keep", "reset"] = "keep"
     log_std: Literal["keep", "reset"] = "keep"
-    target: Literal["copy", "keep", "same"] = "copy"
-    optimizer_state: Literal["changed", "all", "keep"] = "changed"
-    entropy_temperature: Literal["keep", "reset"] = "keep"
-    vecnormalize: Literal["keep", "reset"] = "keep"
-    replay_buffer: Literal["keep", "clear"] = "keep"
 
     name: ClassVar[str] = "fire"
+    # FIRE's authors intervene once, at the midpoint (FIRE repository, `rl/`).
+    schedules: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper_dqn": {"fractions": [0.5]},
+        "paper_sac": {"fractions": [0.5]},
+    }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("method", self.method, ("newton_schulz", "exact"))
         if isinstance(self.scale, str):
             check_choice("scale", self.scale, _SCALES)
@@ -107,7 +98,6 @@ class FIRE:
             check_positive("scale", self.scale)
         for rule in ("hidden", "conv", "head"):
             check_choice(rule, getattr(self, rule), _RULES)
-        check_choice("source", self.source, ("fresh", "initial"))
         check_choice("null_directions", self.null_directions, ("keep", "complete"))
         check_choice("biases", self.biases, ("keep", "reset", "zero"))
         check_choice("norm_layers", self.norm_layers, ("keep", "reset"))
@@ -115,14 +105,7 @@ class FIRE:
         self._set(
             num_steps=check_int("num_steps", self.num_steps, 1),
             strength=check_positive("strength", self.strength, 1.0),
-            include=as_names("include", self.include),
-            exclude=as_names("exclude", self.exclude),
         )
-        if self.networks is not None:
-            self._set(networks=as_names("networks", self.networks))
-            if not self.networks:
-                raise ValueError("`networks` must name a role, or be None for all, got none.")
-        assert self.aftermath  # checks its own five choices
 
     @classmethod
     def paper_dqn(cls, **options: Any) -> FIRE:
@@ -149,21 +132,9 @@ class FIRE:
         preset: dict[str, Any] = {"optimizer_state": "all", "entropy_temperature": "reset"}
         return cls(**{**preset, **options})
 
-    @property
-    def aftermath(self) -> Aftermath:
-        """What to do around the weights."""
-        return Aftermath(
-            self.target,
-            self.optimizer_state,
-            self.entropy_temperature,
-            self.vecnormalize,
-            self.replay_buffer,
-        )
-
     def check(self, networks: Sequence[Network]) -> None:
         """Raise ValueError if a name pattern matches no layer, or a layer cannot be written."""
-        check_patterns("include", self.include, networks)
-        check_patterns("exclude", self.exclude, networks)
+        super().check(networks)
         for network in networks:
             for layer in select_layers(network.layers, self.include, self.exclude):
                 if self._rule(layer) != "keep":
@@ -227,7 +198,3 @@ class FIRE:
             return {}
         source = context.source(self.source)
         return {name: Update(source[name], "reset") for name in present}
-
-    def _set(self, **values: Any) -> None:
-        for name, value in values.items():
-            object.__setattr__(self, name, value)

@@ -1,0 +1,47 @@
+"""The control for FIRE's reset of SAC's entropy temperature: the same without any weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fire_rl._validation import check_choice
+from fire_rl.interventions.base import Context, Network, Update
+from fire_rl.interventions.options import Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyTemperatureReset(Options):
+    """Put SAC's learned entropy temperature back to its start value; weights stay.
+
+    FIRE's authors reset it in every arm of their SAC experiment but the control (FIRE repository,
+    ``rl/sac``): without this arm the share of the weights cannot be told. A fixed temperature is
+    not touched; a model without one is left as it is, with a warning in the log.
+
+    Args:
+        networks: See :class:`~fire_rl.interventions.options.Options`; so are the next five.
+        target: ``"keep"``: no weight changes, so there is nothing to copy.
+        optimizer_state: ``"keep"``, or ``"all"`` to forget that of the networks too.
+        entropy_temperature: ``"reset"``.
+        vecnormalize: ``"keep"`` or ``"reset"``.
+        replay_buffer: ``"keep"`` or ``"clear"``.
+
+    Raises:
+        ValueError: If an option is no known choice.
+    """
+
+    target: Literal["copy", "keep", "same"] = "keep"
+    optimizer_state: Literal["changed", "all", "keep"] = "keep"
+    entropy_temperature: Literal["keep", "reset"] = "reset"
+
+    name: ClassVar[str] = "entropy_temperature_reset"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("target", self.target, ("keep",))
+        check_choice("optimizer_state", self.optimizer_state, ("all", "keep"))
+        check_choice("entropy_temperature", self.entropy_temperature, ("reset",))
+
+    def plan(self, network: Network, context: Context) -> dict[str, Update]:
+        """Plan no update of a weight."""
+        return {}

@@ -1,0 +1,44 @@
+"""The control for FIRE's optimizer reset: the same without any weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fire_rl._validation import check_choice
+from fire_rl.interventions.base import Context, Network, Update
+from fire_rl.interventions.options import Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerReset(Options):
+    """Forget what the optimizers remember of every parameter; weights stay.
+
+    ("Resetting the Optimizer in Deep RL", Asadi et al. 2023.) FIRE forgets the optimizer state of
+    what it changes: without this control its own share cannot be told.
+
+    Args:
+        networks: See :class:`~fire_rl.interventions.options.Options`; so are the next five.
+        target: ``"keep"``: no weight changes, so there is nothing to copy.
+        optimizer_state: ``"all"``.
+        entropy_temperature: ``"reset"`` SAC's temperature too.
+        vecnormalize: ``"keep"`` or ``"reset"``.
+        replay_buffer: ``"keep"`` or ``"clear"``.
+
+    Raises:
+        ValueError: If an option is no known choice.
+    """
+
+    target: Literal["copy", "keep", "same"] = "keep"
+    optimizer_state: Literal["changed", "all", "keep"] = "all"
+
+    name: ClassVar[str] = "optimizer_reset"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("target", self.target, ("keep",))
+        check_choice("optimizer_state", self.optimizer_state, ("all",))
+
+    def plan(self, network: Network, context: Context) -> dict[str, Update]:
+        """Plan no update of a weight."""
+        return {}

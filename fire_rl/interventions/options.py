@@ -1,0 +1,97 @@
+"""Options that interventions share: where they act, and what happens around the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fire_rl._validation import as_names, check_choice
+from fire_rl.interventions.base import Aftermath, Network, check_patterns, select_layers
+from fire_rl.layers import WeightLayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which networks to act on, and what happens around their weights.
+
+    Args:
+        networks: Roles to act on, such as ``["critic"]``; None means all.
+        target: See :class:`~fire_rl.interventions.base.Aftermath`; so are the next four.
+        optimizer_state: ``"changed"``, ``"all"`` or ``"keep"``.
+        entropy_temperature: ``"keep"`` or ``"reset"``.
+        vecnormalize: ``"keep"`` or ``"reset"``.
+        replay_buffer: ``"keep"`` or ``"clear"``.
+
+    Raises:
+        ValueError: If an option is no known choice.
+    """
+
+    networks: tuple[str, ...] | None = None
+    target: Literal["copy", "keep", "same"] = "copy"
+    optimizer_state: Literal["changed", "all", "keep"] = "changed"
+    entropy_temperature: Literal["keep", "reset"] = "keep"
+    vecnormalize: Literal["keep", "reset"] = "keep"
+    replay_buffer: Literal["keep", "clear"] = "keep"
+
+    def __post_init__(self) -> None:
+        if self.networks is not None:
+            self._set(networks=as_names("networks", self.networks))
+            if not self.networks:
+                raise ValueError("`networks` must name a role, or be None for all, got none.")
+        assert self.aftermath  # checks its own five choices
+
+    @property
+    def aftermath(self) -> Aftermath:
+        """What to do around the weights."""
+        return Aftermath(
+            self.target,
+            self.optimizer_state,
+            self.entropy_temperature,
+            self.vecnormalize,
+            self.replay_buffer,
+        )
+
+    def check(self, networks: Sequence[Network]) -> None:
+        """Accept any networks."""
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOptions(Options):
+    """Options of interventions on chosen layers.
+
+    Args:
+        include: Names or shell patterns of the only layers to touch; empty means all.
+        exclude: Names or shell patterns of layers to leave alone.
+        source: Where new weights come from: ``"fresh"``, a new draw of the policy's own
+            initialisation, or ``"initial"``, the weights the run began with.
+
+    Raises:
+        ValueError: If a pattern is no text, or the source no known choice.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    source: Literal["fresh", "initial"] = "fresh"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("source", self.source, ("fresh", "initial"))
+        self._set(
+            include=as_names("include", self.include), exclude=as_names("exclude", self.exclude)
+        )
+
+    def check(self, networks: Sequence[Network]) -> None:
+        """Raise ValueError if a name pattern matches no layer."""
+        check_patterns("include", self.include, networks)
+        check_patterns("exclude", self.exclude, networks)
+
+    def selected(self, network: Network) -> Iterator[WeightLayer]:
+        """Yield the layers that the patterns let through and that the user has not frozen."""
+        for layer in select_layers(network.layers, self.include, self.exclude):
+            if not layer.frozen:
+                yield layer

@@ -1,0 +1,98 @@
+"""The control for FIRE's choice of directions: random isometries of the same scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from fire_rl._validation import check_choice, check_positive
+from fire_rl.interventions.base import Context, Network, Update
+from fire_rl.interventions.options import LayerOptions
+from fire_rl.layers import WeightLayer, check_writable
+from fire_rl.orthogonal import polar_factor
+
+Rule = Literal["draw", "reset", "keep"]
+
+
+@dataclass(frozen=True)
+class RandomOrthogonal(LayerOptions):
+    """Replace each weight by a random isometry at FIRE's scale: ``W ← s · polar(G)``.
+
+    ``G`` is a standard normal matrix, so that the isometry is uniformly distributed. The deviation
+    from isometry is that of exact FIRE; of the weight's own directions nothing is kept. What FIRE
+    does better than this is worth what it keeps. Biases and everything else are treated as FIRE
+    treats them.
+
+    Args:
+        scale: ``"published"``, see :class:`~fire_rl.interventions.fire.FIRE`, or a positive number.
+        hidden: What happens to linear layers that are no heads: ``"draw"`` an isometry,
+            ``"reset"`` (weight and bias anew, see ``source``) or ``"keep"``.
+        conv: The same for convolutions.
+        head: The same for output layers.
+        include: See :class:`~fire_rl.interventions.options.LayerOptions`; so are the next two.
+        exclude: Names or shell patterns of layers to leave alone.
+        source: ``"fresh"`` or ``"initial"``.
+        networks: See :class:`~fire_rl.interventions.options.Options`; so are the next five.
+        target: ``"copy"``, ``"keep"`` or ``"same"``.
+        optimizer_state: ``"changed"``, ``"all"`` or ``"keep"``.
+        entropy_temperature: ``"keep"`` or ``"reset"``.
+        vecnormalize: ``"keep"`` or ``"reset"``.
+        replay_buffer: ``"keep"`` or ``"clear"``.
+
+    Raises:
+        ValueError: If an option is out of range or no known choice.
+    """
+
+    scale: Literal["published"] | float = "published"
+    hidden: Rule = "draw"
+    conv: Rule = "draw"
+    head: Rule = "draw"
+
+    name: ClassVar[str] = "random_orthogonal"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.scale, str):
+            check_choice("scale", self.scale, ("published",))
+        else:
+            self._set(scale=check_positive("scale", self.scale))
+        for rule in ("hidden", "conv", "head"):
+            check_choice(rule, getattr(self, rule), ("draw", "reset", "keep"))
+
+    def check(self, networks: Sequence[Network]) -> None:
+        """Raise ValueError if a name pattern matches no layer, or a layer cannot be written."""
+        super().check(networks)
+        for network in networks:
+            for layer in self.selected(network):
+                if self._rule(layer) != "keep":
+                    check_writable(layer)
+
+    @torch.no_grad()
+    def plan(self, network: Network, context: Context) -> dict[str, Update]:
+        """Compute the new weights of a network. Frozen weights are kept."""
+        updates: dict[str, Update] = {}
+        for layer in self.selected(network):
+            rule, weight = self._rule(layer), layer.tensor_name("weight")
+            if rule == "draw":
+                updates[weight] = self._draw(layer, context.generator)
+            elif rule == "reset":
+                new = context.source(self.source)
+                updates[weight] = Update(new[weight], "reset")
+                if layer.bias is not None and layer.bias.requires_grad:
+                    bias = layer.tensor_name("bias")
+                    updates[bias] = Update(new[bias], "reset")
+        return updates
+
+    def _rule(self, layer: WeightLayer) -> Rule:
+        return self.head if layer.is_head else self.conv if layer.kind == "conv" else self.hidden
+
+    def _draw(self, layer: WeightLayer, generator: torch.Generator) -> Update:
+        old = layer.matrices()
+        # Drawn where the generator lives, so that every device gets the same numbers.
+        normal = torch.randn(old.shape, generator=generator, dtype=torch.float64)
+        scale = layer.scale if isinstance(self.scale, str) else self.scale
+        factor = (polar_factor(normal) * scale).to(old)
+        return Update(layer.from_matrices(factor), "draw", scale)
