@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from fire_rl.interventions.base import Aftermath, Update
 from fire_rl.networks import NetworkGroup, network_groups
 from fire_rl.optimizer_state import forget
 
+logger = logging.getLogger("fire_rl")
+
 
 def settle(
     model: BaseAlgorithm,
@@ -24,9 +27,15 @@ def settle(
     plans: Mapping[str, Mapping[str, Update]],
     aftermath: Aftermath,
     seed: int,
-) -> int:
-    """Bring everything around the weights in line; return the forgotten optimizer entries."""
+) -> tuple[int, dict[str, Any]]:
+    """Bring everything around the weights in line.
+
+    Returns:
+        The number of parameters whose optimizer state was forgotten, and what else was done, by
+        the names of :class:`Aftermath`: ``entropy_temperature`` before and after, and so on.
+    """
     forgotten = 0
+    done: dict[str, Any] = {}
     if aftermath.optimizer_state != "keep":
         changed: list[Tensor] = []
         for group in groups:
@@ -37,38 +46,43 @@ def settle(
         optimizers = {id(group.optimizer): group.optimizer for group in network_groups(model)}
         forgotten = sum(forget(optimizer, changed) for optimizer in optimizers.values())
     if aftermath.entropy_temperature == "reset":
-        _reset_entropy_temperature(model)
+        done |= _reset_entropy_temperature(model)
     if aftermath.vecnormalize == "reset":
-        _reset_vecnormalize(model)
+        done |= _reset_vecnormalize(model)
     if aftermath.replay_buffer == "clear" and getattr(model, "replay_buffer", None) is not None:
         model.replay_buffer.reset()  # type: ignore[attr-defined]
+        done["replay_buffer"] = "cleared"
     if any(name.split(".")[-1] == "log_std" for updates in plans.values() for name in updates):
         _redraw_exploration(model, seed)
-    return forgotten
+    return forgotten, done
 
 
 @torch.no_grad()
-def _reset_entropy_temperature(model: BaseAlgorithm) -> None:
+def _reset_entropy_temperature(model: BaseAlgorithm) -> dict[str, Any]:
     """Put a learned temperature back to its start value, as SAC parses it from ``ent_coef``."""
     if not isinstance(model, SAC) or model.log_ent_coef is None:
-        return
+        logger.warning("%s has no learned entropy temperature to reset.", type(model).__name__)
+        return {}
     assert isinstance(model.ent_coef, str)
     assert model.ent_coef_optimizer is not None
     _, _, start = model.ent_coef.partition("_")
+    before = model.log_ent_coef.exp().item()
     model.log_ent_coef.copy_(torch.tensor([float(start or 1.0)]).log())
     forget(model.ent_coef_optimizer, [model.log_ent_coef])
+    return {"entropy_temperature": [before, model.log_ent_coef.exp().item()]}
 
 
-def _reset_vecnormalize(model: BaseAlgorithm) -> None:
+def _reset_vecnormalize(model: BaseAlgorithm) -> dict[str, Any]:
     normalize = model.get_vec_normalize_env()
     if normalize is None:
-        return
+        return {}
     observed = normalize.obs_rms if normalize.norm_obs else {}
     statistics = list(observed.values()) if isinstance(observed, dict) else [observed]
     for rms in [*statistics, normalize.ret_rms]:
         rms.mean, rms.var = np.zeros_like(rms.mean), np.ones_like(rms.var)
         rms.count = 1e-4  # as RunningMeanStd starts
     normalize.returns[...] = 0.0
+    return {"vecnormalize": "reset"}
 
 
 def _redraw_exploration(model: BaseAlgorithm, seed: int) -> None:

@@ -99,12 +99,12 @@ def apply_intervention(
     changes = {group.role: describe_changes(group.online, plans[group.role]) for group in groups}
     if save_before is not None and not dry_run:
         _save_copy(model, Path(save_before), f"before_{intervention.name}")
-    forgotten = 0
+    forgotten, around = 0, dict[str, Any]()
     with _restored(groups) if dry_run else nullcontext():
         _operate(groups, plans, target_plans, intervention)
         after = observe(model, every_group, probe) if probe is not None else None
         if not dry_run:
-            forgotten = settle(model, groups, plans, intervention.aftermath, seed)
+            forgotten, around = settle(model, groups, plans, intervention.aftermath, seed)
     return InterventionReport(
         intervention=intervention.name,
         options=asdict(intervention) if is_dataclass(intervention) else {},
@@ -116,6 +116,7 @@ def apply_intervention(
         policy_change=policy_change(observed.outputs, after.outputs) if observed and after else {},
         probe_observations=len(probe) if probe is not None else 0,
         optimizer_entries_forgotten=forgotten,
+        around=around,
         seconds=time.perf_counter() - started,
     )
 

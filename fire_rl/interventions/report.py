@@ -114,6 +114,8 @@ class InterventionReport:
         policy_change: See :func:`fire_rl.measurement.policy_change`.
         probe_observations: Number of observations that the last three rest on.
         optimizer_entries_forgotten: Number of parameters whose optimizer state was forgotten.
+        around: What else was changed: ``entropy_temperature`` before and after, ``vecnormalize``,
+            ``replay_buffer``.
         seconds: Duration, measuring included.
     """
 
@@ -127,6 +129,7 @@ class InterventionReport:
     policy_change: dict[str, float] = field(default_factory=dict)
     probe_observations: int = 0
     optimizer_entries_forgotten: int = 0
+    around: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
