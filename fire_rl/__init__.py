@@ -37,7 +37,7 @@ from fire_rl.orthogonal import (
     squared_frobenius_error,
 )
 from fire_rl.replay import FrameReplayBuffer
-from fire_rl.schedules import At, AtFractions, Every, Never, make_schedule
+from fire_rl.schedules import At, AtFractions, Every, Never, Threshold, make_schedule
 from fire_rl.surgery import apply_intervention
 
 __version__ = version("fire-rl")
@@ -62,6 +62,7 @@ __all__ = [
     "Reset",
     "RunCheckpointCallback",
     "ShrinkAndPerturb",
+    "Threshold",
     "apply_intervention",
     "approximate_rank",
     "deviation_from_isometry",

@@ -22,8 +22,9 @@ from fire_rl.logs import log_folder
 from fire_rl.metrics_callback import PlasticityMetricsCallback
 from fire_rl.networks import policy_tensors
 from fire_rl.rollout_callback import RolloutCallback, logger
-from fire_rl.schedules import At, Schedule, make_schedule
+from fire_rl.schedules import At, Schedule, Threshold, make_schedule, make_threshold
 from fire_rl.surgery import apply_intervention, groups_to_change
+from fire_rl.trigger import Trigger
 
 __all__ = ["FireCallback", "InterventionCallback", "PlasticityMetricsCallback"]
 
@@ -35,8 +36,9 @@ class InterventionCallback(RolloutCallback):
         intervention: ``"fire"``, a mapping such as ``{"name": "fire", "strength": 0.5}``, or an
             object such as ``FIRE(strength=0.5)``.
         schedule: ``{"every": 200_000, "stop": 0.8}``, ``{"at": [50_000]}``,
-            ``{"fractions": [0.5]}``, or a schedule object. Crossings that one rollout skips over
-            act once, at the start of the next rollout.
+            ``{"fractions": [0.5]}``, ``{"metric": "dormant_ratio", "above": 0.3}`` (see
+            :class:`~fire_rl.threshold.Threshold`), or a schedule object. Crossings that one
+            rollout skips over act once, at the start of the next rollout.
         horizon: What fractions and ``stop`` refer to, in ``unit``; by default the total of the
             ``learn()`` call. Give it when you call ``learn()`` in chunks.
         unit: ``"timesteps"`` or ``"gradient_updates"``, see :class:`~fire_rl.clock.EventClock`.
@@ -70,6 +72,7 @@ class InterventionCallback(RolloutCallback):
     ) -> None:
         clock = EventClock(make_schedule(schedule), horizon, unit)
         super().__init__(clock, probe_size, seed, verbose)
+        self.trigger = Trigger(clock.schedule) if isinstance(clock.schedule, Threshold) else None
         self.intervention = make_intervention(intervention)
         self.log_dir = log_dir
         self.save_before = save_before
@@ -80,6 +83,8 @@ class InterventionCallback(RolloutCallback):
     def _init_callback(self) -> None:
         if self._model is not self.model:
             groups_to_change(self.model, self.intervention)  # a misfit shows before training
+            if self.trigger is not None:
+                self.trigger.start(self.model)
             tensors = policy_tensors(self.model.policy)
             self._initial = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         super()._init_callback()
@@ -93,10 +98,18 @@ class InterventionCallback(RolloutCallback):
     def _on_rollout_start(self) -> None:
         super()._on_rollout_start()
         planned_step = self.clock.take()
-        if planned_step is not None:
-            self._intervene(planned_step)
+        if planned_step is None:
+            return
+        if self.trigger is None:
+            self._intervene(planned_step, {})
+            return
+        assert self.source is not None
+        now, horizon = self.clock.now(self.model), self.clock.horizon
+        cause = self.trigger.look(self.model, self.source.frozen, now, horizon)
+        if cause is not None:
+            self._intervene(planned_step, {"trigger": cause})
 
-    def _intervene(self, planned_step: int) -> None:
+    def _intervene(self, planned_step: int, cause: Mapping[str, Any]) -> None:
         report = apply_intervention(
             self.model,
             self.intervention,
@@ -110,14 +123,15 @@ class InterventionCallback(RolloutCallback):
             self.logger.record(key, value)
         # Off-policy algorithms dump when episodes end only, and keep the last value of a key.
         self.logger.dump(self.num_timesteps)
-        self._append_to_log({"planned_step": planned_step, **report.to_dict()})
+        self._append_to_log({"planned_step": planned_step, **cause, **report.to_dict()})
         self._say(report.summary())
 
     def get_state(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values."""
         reports = [report.to_dict() for report in self.reports]
         own = {"reports": reports, "initial": self._initial, "announced": self._announced}
-        return {**super().get_state(), **own}
+        trigger = {} if self.trigger is None else {"trigger": self.trigger.get_state()}
+        return {**super().get_state(), **own, **trigger}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`get_state`, in training."""
@@ -126,11 +140,15 @@ class InterventionCallback(RolloutCallback):
         device = self.model.device
         self._initial = {name: tensor.to(device) for name, tensor in state["initial"].items()}
         self._announced = state["announced"]
+        if self.trigger is not None and "trigger" in state:
+            self.trigger.set_state(state["trigger"])
 
     def _announce(self, planned: Sequence[int]) -> None:
         """Say what is planned; a later call of ``learn()`` with the same plan is silent."""
         unit = self.clock.unit.replace("_", " ")
-        if planned or self.clock.horizon is not None:
+        if self.trigger is not None:
+            plan = self.trigger.threshold.describe(unit.replace("timesteps", "steps"))
+        elif planned or self.clock.horizon is not None:
             steps = ", ".join(f"{step:,}" for step in planned)
             plan = f"planned at {steps} {unit}" if planned else "no event is planned"
         else:
@@ -177,12 +195,14 @@ class InterventionCallback(RolloutCallback):
 class FireCallback(InterventionCallback):
     """Apply FIRE to an SB3 model's networks while it trains.
 
-    One of ``every``, ``at`` and ``fractions`` says when.
+    One of ``every``, ``at``, ``fractions`` and ``threshold`` says when.
 
     Args:
         every: Period in environment steps over all environments.
         at: Ascending steps.
         fractions: Ascending shares of the horizon, such as ``[0.5]``.
+        threshold: A :class:`~fire_rl.threshold.Threshold` or its arguments as a mapping, such as
+            ``{"metric": "dormant_ratio", "above": 0.3}``; its own ``stop`` stands in it.
         stop: Share of the horizon after which ``every`` does nothing; 0.8 unless given, so that
             the agent can recover.
         horizon: As in :class:`InterventionCallback`; so are the next six.
@@ -210,6 +230,7 @@ class FireCallback(InterventionCallback):
         at: int | Sequence[int] | None = None,
         fractions: float | Sequence[float] | None = None,
         *,
+        threshold: Threshold | Mapping[str, Any] | None = None,
         stop: float | None = None,
         horizon: int | None = None,
         unit: Unit = "timesteps",
@@ -221,9 +242,10 @@ class FireCallback(InterventionCallback):
         preset: str | None = None,
         **options: Any,
     ) -> None:
+        planned = {"every": every, "at": at, "fractions": fractions, "stop": stop}
         super().__init__(
             make_intervention({"name": "fire", "preset": preset, **options}),
-            make_schedule({"every": every, "at": at, "fractions": fractions, "stop": stop}),
+            make_schedule(planned) if threshold is None else make_threshold(threshold, planned),
             horizon=horizon,
             unit=unit,
             log_dir=log_dir,

@@ -8,11 +8,24 @@ over all environments unless the callback counts something else.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
+from fire_rl._steps import last_multiple, last_step
 from fire_rl._validation import check_int, check_positive, nearest
+from fire_rl.threshold import Threshold
+
+__all__ = [
+    "At",
+    "AtFractions",
+    "Every",
+    "Never",
+    "Schedule",
+    "Threshold",
+    "make_schedule",
+    "make_threshold",
+]
 
 
 @runtime_checkable
@@ -61,17 +74,12 @@ class Every:
 
     def planned(self, horizon: int | None) -> Sequence[int]:
         """Return the multiples up to ``stop * horizon``; none if the horizon is unknown."""
-        return () if horizon is None else range(self.steps, self._last(horizon) + 1, self.steps)
+        last = 0 if horizon is None else last_step(self.stop, horizon)
+        return range(self.steps, last + 1, self.steps)
 
     def crossed(self, previous: int, now: int, horizon: int | None) -> int | None:
         """Return the last multiple in ``(previous, now]`` that is not past the stop."""
-        last = now if horizon is None else min(now, self._last(horizon))
-        step = last // self.steps * self.steps
-        return step if step > previous else None
-
-    def _last(self, horizon: int) -> int:
-        # 0.8 * 15 is 12.000000000000002 or 11.999999999999998: the step itself still counts.
-        return int(self.stop * horizon + 1e-6)
+        return last_multiple(self.steps, self.stop, previous, now, horizon)
 
 
 @dataclass(frozen=True)
@@ -134,19 +142,22 @@ class AtFractions:
         return max((step for step in planned if previous < step <= now), default=None)
 
 
-_KEYS = ("every", "at", "fractions", "stop")
+_PLANNED = ("every", "at", "fractions")
+_WATCHED = tuple(field.name for field in fields(Threshold))
+_KEYS = (*_PLANNED, "stop", *(key for key in _WATCHED if key not in ("every", "stop")))
 
 
 def make_schedule(spec: Schedule | Mapping[str, Any] | None) -> Schedule:
     """Build a schedule from plain values.
 
     Args:
-        spec: ``{"every": 200_000}`` with an optional ``"stop"`` (default 0.8), ``{"at": [...]}``
-            or ``{"fractions": [...]}``; a schedule is returned as it is, None is :class:`Never`.
+        spec: ``{"every": 200_000}`` with an optional ``"stop"`` (default 0.8), ``{"at": [...]}``,
+            ``{"fractions": [...]}``, or with a ``"metric"`` the arguments of :class:`Threshold`,
+            such as ``{"metric": "dormant_ratio", "above": 0.3}``; a schedule is returned as it
+            is, None is :class:`Never`.
 
     Raises:
-        ValueError: If a key is unknown, none or several of the three are given, or ``stop``
-            stands beside ``at`` or ``fractions``, which always act.
+        ValueError: If a key is unknown, keys do not go together, or a value is out of range.
         TypeError: If ``spec`` is none of these.
     """
     if spec is None:
@@ -165,11 +176,51 @@ def make_schedule(spec: Schedule | Mapping[str, Any] | None) -> Schedule:
                 f"`schedule` has an unknown key {key!r}; known are {', '.join(_KEYS)}."
                 f"{nearest(key, _KEYS)}"
             )
-    kinds = [key for key in ("every", "at", "fractions") if key in given]
+    if "metric" not in given:
+        return _make_planned(given)
+    for key in given:
+        if key not in _WATCHED:
+            raise ValueError(
+                f"`{key}` does not go with `metric`, which acts when a line is crossed. Leave one "
+                "of them out."
+            )
+    return Threshold(**given)
+
+
+def make_threshold(spec: Threshold | Mapping[str, Any], others: Mapping[str, Any]) -> Threshold:
+    """Build a threshold that stands beside other arguments that say when, none of them given.
+
+    Raises:
+        ValueError: If one of ``others`` is not None, ``spec`` is no threshold, or as in
+            :func:`make_schedule`.
+    """
+    given = [f"`{key}`" for key, value in others.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"`threshold` says when on its own, got {', '.join(given)} beside it. Leave them out; "
+            "a threshold's own `every` and `stop` stand in it."
+        )
+    schedule = make_schedule(spec) if isinstance(spec, Mapping) and "metric" in spec else spec
+    if not isinstance(schedule, Threshold):
+        raise ValueError(
+            "`threshold` must be a mapping such as {'metric': 'dormant_ratio', 'above': 0.3} or a "
+            f"Threshold, got {spec!r}."
+        )
+    return schedule
+
+
+def _make_planned(given: Mapping[str, Any]) -> Schedule:
+    for key in given:
+        if key not in (*_PLANNED, "stop"):
+            raise ValueError(
+                f"`{key}` needs a `metric` to watch, for example {{'metric': 'dormant_ratio', "
+                "'above': 0.3}."
+            )
+    kinds = [key for key in _PLANNED if key in given]
     if len(kinds) != 1:
         raise ValueError(
             "`schedule` must have exactly one of every, at and fractions, got "
-            f"{', '.join(kinds) if kinds else 'none of them'}."
+            f"{', '.join(kinds) if kinds else 'none of them, and no metric to watch either'}."
         )
     if kinds == ["every"]:
         return Every(given["every"], given.get("stop", 0.8))

@@ -11,15 +11,15 @@ import fire_rl.metrics
 
 ROOT = Path(__file__).parent.parent
 RINGS = [
-    {"_validation", "_random", "orthogonal", "layers"},
+    {"_validation", "_steps", "_random", "orthogonal", "layers"},
     {
-        "interventions", "schedules", "metrics", "optimizer_state", "functional", "plain",
-        "object_state",
+        "interventions", "schedules", "threshold", "metrics", "optimizer_state", "functional",
+        "plain", "object_state",
     },
     {
         "networks", "probe", "replay", "measurement", "aftermath", "surgery", "clock",
         "logs", "rollout_callback", "metrics_callback", "callbacks", "training_state",
-        "replay_files", "checkpoint", "checkpoint_callback",
+        "vec_env_state", "replay_files", "checkpoint", "checkpoint_callback", "trigger",
     },
 ]  # fmt: skip
 FILES = sorted((ROOT / "fire_rl").rglob("*.py"))
