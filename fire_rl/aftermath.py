@@ -16,7 +16,7 @@ from torch import Tensor
 from fire_rl._random import isolated_rng
 from fire_rl.interventions.base import Aftermath, Update
 from fire_rl.networks import NetworkGroup, network_groups
-from fire_rl.optimizer_state import forget
+from fire_rl.optimizer_state import forget, forget_entries
 
 logger = logging.getLogger("fire_rl")
 
@@ -38,13 +38,21 @@ def settle(
     done: dict[str, Any] = {}
     if aftermath.optimizer_state != "keep":
         changed: list[Tensor] = []
+        entries: list[tuple[Tensor, Tensor]] = []
         for group in groups:
-            everything = aftermath.optimizer_state == "all"
-            names = group.online.tensors if everything else plans[group.role]
-            changed += [group.online.tensors[name] for name in names]
+            tensors, updates = group.online.tensors, plans[group.role]
+            if aftermath.optimizer_state == "all":
+                changed += tensors.values()
+                continue
+            for name, update in updates.items():
+                if update.entries is None:
+                    changed.append(tensors[name])
+                else:
+                    entries.append((tensors[name], update.entries))
         # SAC's and TD3's shared extractor may be held by both optimizers.
         optimizers = {id(group.optimizer): group.optimizer for group in network_groups(model)}
-        forgotten = sum(forget(optimizer, changed) for optimizer in optimizers.values())
+        for optimizer in optimizers.values():
+            forgotten += forget(optimizer, changed) + forget_entries(optimizer, entries)
     if aftermath.entropy_temperature == "reset":
         done |= _reset_entropy_temperature(model)
     if aftermath.vecnormalize == "reset":

@@ -96,11 +96,16 @@ class Update:
         action: What was done, for the report: ``"project"``, ``"reset"``, ``"zero"``, ...
         scale: Singular value that counts as isometric, one number or one per matrix of the layer
             (see :meth:`~fire_rl.layers.WeightLayer.matrices`); None is the published scale.
+        entries: Boolean, of the tensor's shape: only these entries were meant, and only their
+            optimizer moments are forgotten. None means all.
+        units: Number of units that the new value recycles, for the report.
     """
 
     value: Tensor
     action: str
     scale: float | Tensor | None = None
+    entries: Tensor | None = None
+    units: int = 0
 
 
 @dataclass(frozen=True)
