@@ -118,7 +118,8 @@ def restore(
     path: str | Path,
     callbacks: Sequence[BaseCallback] = (),
     strict: bool = True,
-) -> None:
+    branch: bool = False,
+) -> list[BaseCallback]:
     """Put a checkpoint into a training that was built in the same way, in place.
 
     To go on exactly, call it in the first ``_on_rollout_start`` of ``learn()``, as
@@ -129,6 +130,11 @@ def restore(
         path: A checkpoint's folder.
         callbacks: The same callbacks in the same order.
         strict: Whether other hyper-parameters than the checkpoint's are an error.
+        branch: Whether this is another training than the one that was saved, with its own logs
+            and callbacks; see :func:`~fire_rl.training_state.restore_training`.
+
+    Returns:
+        The callbacks that begin here: those that branched off.
 
     Raises:
         CheckpointError: If the checkpoint is damaged, or does not fit the model.
@@ -142,10 +148,12 @@ def restore(
         replay_files.restore_replay(
             buffer, manifest["replay"], tree["replay"], path.parent / _REPLAY
         )
-        restore_training(model, tree["training"], callbacks, strict)
+        begun = restore_training(model, tree["training"], callbacks, strict, branch)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"The checkpoint {path} does not fit: {error}.") from error
-    cut_logs(model.logger, manifest["logs"])
+    if not branch:
+        cut_logs(model.logger, manifest["logs"])
+    return begun
 
 
 def checkpoints(folder: str | Path) -> list[Path]:

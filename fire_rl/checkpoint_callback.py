@@ -32,6 +32,10 @@ class RunCheckpointCallback(BaseCallback):
         keep_last: How many checkpoints to keep; None for all.
         resume: True to go on from the newest whole checkpoint in ``folder``, and to start anew
             if there is none; or a checkpoint's path.
+        branch_from: A checkpoint of another training with the same model, to go on from as a new
+            one: weights, optimizers, replay buffer, environments, schedules and random numbers
+            continue, an :class:`~fire_rl.callbacks.InterventionCallback` begins there, logs are
+            its own. ``resume`` goes first, if it finds a checkpoint of the branch itself.
         strict: Whether hyper-parameters other than the checkpoint's are an error.
         verbose: 1 for a line per checkpoint.
 
@@ -60,6 +64,7 @@ class RunCheckpointCallback(BaseCallback):
         *,
         keep_last: int | None = 2,
         resume: bool | str | Path = False,
+        branch_from: str | Path | None = None,
         strict: bool = True,
         verbose: int = 0,
     ) -> None:
@@ -68,6 +73,7 @@ class RunCheckpointCallback(BaseCallback):
         self.clock = EventClock(Every(every), None, "timesteps")
         self.keep_last = None if keep_last is None else check_int("keep_last", keep_last, 1)
         self.resume = resume
+        self.branch_from = None if branch_from is None else Path(branch_from)
         self.strict = strict
         self.saved: list[Saved] = []
         self.stop_requested = False
@@ -86,7 +92,7 @@ class RunCheckpointCallback(BaseCallback):
         self.clock.start(self.model)
 
     def _on_rollout_start(self) -> None:
-        if self.resume:
+        if self.resume or self.branch_from is not None:
             self._restore()
         self.clock.advance(self.model)
         if self.clock.take() is not None or self.stop_requested:
@@ -113,13 +119,20 @@ class RunCheckpointCallback(BaseCallback):
 
     def _restore(self) -> None:
         assert self.folder is not None
-        path = latest(self.folder) if self.resume is True else Path(str(self.resume))
-        self.resume = False
-        if path is None:
-            return
-        restore(self.model, path, [self.locals["callback"]], self.strict)
-        self._base = path
-        self._say(f"resumed from {path} at step {self.model.num_timesteps:,}")
+        callbacks = [self.locals["callback"]]
+        path: Path | None = None
+        if self.resume:
+            path = latest(self.folder) if self.resume is True else Path(str(self.resume))
+        if path is not None:
+            restore(self.model, path, callbacks, self.strict)
+            self._base = path
+            self._say(f"resumed from {path} at step {self.model.num_timesteps:,}")
+        elif self.branch_from is not None:
+            begun = restore(self.model, self.branch_from, callbacks, self.strict, branch=True)
+            self._say(f"branched off {self.branch_from} at step {self.model.num_timesteps:,}")
+            for callback in begun:  # they act before the first step, as in the saved training
+                callback.on_rollout_start()
+        self.resume, self.branch_from = False, None
 
     def _save(self) -> None:
         assert self.folder is not None

@@ -64,6 +64,13 @@ class EventClock:
         self.armed = self._previous = None
         self._updates = []
 
+    def branch_off(self, model: BaseAlgorithm) -> None:
+        """Begin at the model's step, after a restored past: an event at this step lies ahead."""
+        self.reset()
+        self.start(model)
+        assert self._previous is not None
+        self._previous -= 1
+
     def stop(self) -> None:
         """End a ``learn()`` call: take the hooks off the optimizers."""
         for hook in self._hooks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import random
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -16,32 +15,15 @@ from stable_baselines3.common.callbacks import (
     CallbackList,
     ProgressBarCallback,
 )
-from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
+from stable_baselines3.common.vec_env import VecEnv
 
-from fire_rl.object_state import (
-    NotCapturable,
-    State,
-    capture_attributes,
-    capture_env,
-    restore_attributes,
-    restore_env,
-)
+from fire_rl.object_state import State, capture_attributes, restore_attributes
 from fire_rl.plain import is_plain, is_record
+from fire_rl.vec_env_state import PARTS, capture_vec_env, restore_vec_env
 
-logger = logging.getLogger("fire_rl")
-
-_PARTS = (RunningMeanStd, StackedObservations, ActionNoise)
 _GSDE = ("exploration_mat", "exploration_matrices")
 # Of a model: what the clock says, and what is captured by itself.
 _NOT_OF_THE_MODEL = {"start_time", "_num_timesteps_at_start", "action_noise", "policy_kwargs"}
-# Of a vector environment: buffers that the next step fills, and what is captured by itself.
-_NOT_OF_A_VEC_ENV = {
-    "venv", "envs", "buf_obs", "buf_dones", "buf_rews", "buf_infos", "actions", "keys", "metadata",
-    "reset_infos", "class_attributes", "remotes", "processes", "work_remotes",
-}  # fmt: skip
 # Constructor arguments that a resumed run may change.
 _FREE_ARGUMENTS = {"seed", "verbose", "tensorboard_log", "device", "stats_window_size"}
 
@@ -67,7 +49,7 @@ def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) ->
             for part in _distributions(model)
         ],
         "attributes": _plain_attributes(model, _NOT_OF_THE_MODEL | set(variables)),
-        "parts": capture_attributes(_parts(model), parts=_PARTS),
+        "parts": capture_attributes(_parts(model), parts=PARTS),
         "logger": {
             name: {k: v for k, v in getattr(model.logger, name).items() if is_plain(v)}
             for name in ("name_to_value", "name_to_count", "name_to_excluded")
@@ -84,8 +66,12 @@ def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) ->
 
 
 def restore_training(
-    model: BaseAlgorithm, state: State, callbacks: Sequence[BaseCallback], strict: bool = True
-) -> None:
+    model: BaseAlgorithm,
+    state: State,
+    callbacks: Sequence[BaseCallback],
+    strict: bool = True,
+    branch: bool = False,
+) -> list[BaseCallback]:
     """Put a state back, in place, into a training that was built in the same way.
 
     In the first ``_on_rollout_start`` of ``learn()``: SB3 holds on to buffers and noise by then,
@@ -97,9 +83,14 @@ def restore_training(
         callbacks: The callbacks, in the same order.
         strict: Whether other hyper-parameters than the checkpoint's are an error; otherwise the
             model's own hold.
+        branch: Whether the callbacks may be others: then each goes on from the saved one of its
+            class, if there is one, and a callback with a method ``branch_off`` begins here.
+
+    Returns:
+        The callbacks that begin here.
 
     Raises:
-        ValueError: If the model or the callbacks are others.
+        ValueError: If the model or, without ``branch``, the callbacks are others.
     """
     check_same(model, state, strict)
     model.set_parameters(state["parameters"], exact_match=True, device=model.device)
@@ -117,70 +108,19 @@ def restore_training(
     assert model.env is not None
     if not restore_vec_env(model.env, state["env"]):
         _begin_new_episodes(model)
-    for callback, saved in zip(walk(callbacks), state["callbacks"], strict=True):
-        _restore_callback(callback, saved)
+    begun: list[BaseCallback] = []
+    if branch:
+        begun = _branch_callbacks(walk(callbacks), state["callbacks"])
+    else:
+        for callback, saved in zip(walk(callbacks), state["callbacks"], strict=True):
+            _restore_callback(callback, saved)
     drawn = state["random"]
     random.setstate(drawn["python"])
     np.random.set_state(drawn["numpy"])  # noqa: NPY002
     torch.set_rng_state(drawn["torch"])
     if torch.cuda.is_available() and drawn["cuda"]:
         torch.cuda.set_rng_state_all(drawn["cuda"])
-
-
-def capture_vec_env(venv: VecEnv) -> State:
-    """Return the state of a vector environment; under ``"missing"`` what could not be captured.
-
-    Then the episodes in progress are dropped when the training is resumed, and new ones begin.
-    """
-    state: State = {"wrappers": [], "envs": None, "missing": None}
-    try:
-        for wrapper in _wrappers(venv):
-            saved: State = {"class": type(wrapper).__name__}
-            state["wrappers"].append(saved)
-            saved["state"] = capture_attributes(wrapper, _NOT_OF_A_VEC_ENV, _PARTS)
-        state["envs"] = _capture_envs(venv.unwrapped)
-    except NotCapturable as error:
-        state["missing"] = str(error)
-        logger.warning("The environments' state cannot be saved (%s): %s.", error, _CONSEQUENCE)
-    return state
-
-
-def restore_vec_env(venv: VecEnv, state: State) -> bool:
-    """Put a state back; return False, with a warning, if new episodes must begin instead."""
-    try:
-        for wrapper, saved in zip(_wrappers(venv), state["wrappers"], strict=False):
-            if type(wrapper).__name__ != saved["class"]:
-                raise NotCapturable(f"{saved['class']} was {type(wrapper).__name__} when saved")
-            restore_attributes(wrapper, saved.get("state", {}))
-        if state["missing"] is not None:
-            raise NotCapturable(state["missing"])
-        _restore_envs(venv.unwrapped, state["envs"])
-    except NotCapturable as error:
-        logger.warning("The environments' state is not restored (%s): %s.", error, _CONSEQUENCE)
-        return False
-    return True
-
-
-def _capture_envs(base: VecEnv) -> list[Any]:
-    if isinstance(base, DummyVecEnv):
-        return [capture_env(env) for env in base.envs]
-    try:
-        return list(base.env_method("training_state"))
-    except AttributeError as error:
-        raise NotCapturable(
-            f"{type(base).__name__} keeps its environments in other processes; wrap each of them "
-            "in fire_rl.object_state.StateAccess"
-        ) from error
-
-
-def _restore_envs(base: VecEnv, states: Sequence[Any]) -> None:
-    if len(states) != base.num_envs:
-        raise NotCapturable(f"there are {base.num_envs} environments, there were {len(states)}")
-    for index, saved in enumerate(states):
-        if isinstance(base, DummyVecEnv):
-            restore_env(base.envs[index], saved)
-        else:
-            base.env_method("restore_training_state", saved, indices=[index])
+    return begun
 
 
 def walk(callbacks: Iterable[BaseCallback]) -> Iterator[BaseCallback]:
@@ -199,12 +139,6 @@ def walk(callbacks: Iterable[BaseCallback]) -> Iterator[BaseCallback]:
         yield from walk(distinct.values())
 
 
-_CONSEQUENCE = (
-    "the episodes in progress are dropped when the training is resumed and new ones begin; "
-    "everything else is exact"
-)
-
-
 class _View:
     """A few attributes of another object, to be captured as one."""
 
@@ -219,14 +153,6 @@ def _parts(model: BaseAlgorithm) -> _View:
         action_space=model.action_space,
         observation_space=model.observation_space,
     )
-
-
-def _wrappers(venv: VecEnv) -> Iterator[VecEnv]:
-    """The vector environment itself and what it wraps, outermost first."""
-    yield venv
-    while isinstance(venv, VecEnvWrapper):
-        venv = venv.venv
-        yield venv
 
 
 def _distributions(model: BaseAlgorithm) -> list[Any]:
@@ -310,6 +236,22 @@ def _capture_callback(callback: BaseCallback) -> State:
     if isinstance(vars(callback).get("eval_env"), VecEnv):
         state["eval_env"] = capture_vec_env(vars(callback)["eval_env"])
     return state
+
+
+def _branch_callbacks(callbacks: Iterable[Any], states: Sequence[State]) -> list[BaseCallback]:
+    """Restore the callbacks that the saved training had, too; return those that begin here."""
+    left, begun = list(states), []
+    for callback in callbacks:
+        callback.num_timesteps = callback.model.num_timesteps
+        if hasattr(callback, "branch_off"):
+            callback.branch_off(states)
+            begun.append(callback)
+            continue
+        same = [state for state in left if state["class"] == type(callback).__name__]
+        if same:
+            left = [state for state in left if state is not same[0]]
+            _restore_callback(callback, same[0])
+    return begun
 
 
 def _restore_callback(callback: Any, state: State) -> None:
