@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from envs import atari, mujoco
+from envs import atari, minatar, mujoco
 from fire_rl._validation import nearest
 
 
@@ -41,16 +41,19 @@ def find_spec(env_id: str, imports: Sequence[str] = ()) -> EnvSpec:
 
     Raises:
         ValueError: If no such id is registered; the nearest ids are offered.
-        ImportError: If a module of ``imports`` or an extra (ale-py, mujoco) is missing.
+        ImportError: If a module of ``imports`` or an extra (ale-py, MinAtar, mujoco) is missing.
     """
     import_modules(imports)
     if atari.is_atari(env_id):
         atari.register()
+    elif minatar.is_minatar(env_id):
+        minatar.register()
     try:
         return gym.spec(env_id)
     except (gym.error.Error, ValueError) as error:
-        with contextlib.suppress(ImportError):
-            atari.register()
+        for family in (atari, minatar):
+            with contextlib.suppress(ImportError):
+                family.register()
         known = list(gym.registry)
         raise ValueError(
             f"`env` {env_id!r} is not a registered environment.{nearest(env_id, known, 3)} An id "
@@ -74,7 +77,8 @@ def check_options(spec: EnvSpec, options: Mapping[str, Any]) -> None:
         if name not in known
     ]
     sticky = options.get("sticky_actions", 0)
-    if atari.is_atari(spec.id) and (not isinstance(sticky, int | float) or not 0 <= sticky <= 1):
+    has_sticky = atari.is_atari(spec.id) or minatar.is_minatar(spec.id)
+    if has_sticky and (not isinstance(sticky, int | float) or not 0 <= sticky <= 1):
         faults.append(
             f"`env_options.sticky_actions` is a probability, from 0 to 1, got {sticky!r}."
         )
