@@ -13,9 +13,11 @@ from stable_baselines3.common.noise import (
     NormalActionNoise,
     OrnsteinUhlenbeckActionNoise,
 )
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents.classes import HOMES, find_class
+from agents.networks import SimBaPolicy, XavierCnnPolicy
 from agents.policy_kwargs import check_policy_kwargs
 from agents.signatures import NUMBER, arguments, convert, hint, one_of, takes_schedule
 
@@ -26,6 +28,12 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
     "ppo": PPO,
     "sac": SAC,
     "td3": TD3,
+}
+
+# Policies beside SB3's own.
+_POLICIES: dict[str, dict[str, type[BasePolicy]]] = {
+    "dqn": {"XavierCnnPolicy": XavierCnnPolicy},
+    "sac": {"SimBaPolicy": SimBaPolicy},
 }
 
 # Arguments of the classes that a run sets elsewhere, and where.
@@ -50,6 +58,11 @@ def hyperparameters(algo: str) -> list[str]:
     return sorted([*(name for name in declared if name not in _SET_ELSEWHERE), *noise])
 
 
+def policies(algo: str) -> dict[str, type[BasePolicy]]:
+    """Return the policies that an algorithm may have: SB3's, then ours."""
+    return {**ALGORITHMS[algo].policy_aliases, **_POLICIES.get(algo, {})}
+
+
 def check_agent(algo: str, agent: Mapping[str, Any]) -> dict[str, Any]:
     """Check the hyper-parameters of an algorithm and convert them to their declared types.
 
@@ -68,7 +81,10 @@ def check_agent(algo: str, agent: Mapping[str, Any]) -> dict[str, Any]:
     faults: list[str] = []
     for name, value in agent.items():
         try:
-            converted[name] = _check(algo, str(name), value)
+            if name == "policy_kwargs":
+                converted[name] = check_policy_kwargs(_policy(algo, agent), value)
+            else:
+                converted[name] = _check(algo, str(name), value)
         except ValueError as error:
             faults.append(str(error))
     has_noise = "action_noise" in arguments(ALGORITHMS[algo])
@@ -87,7 +103,7 @@ def _check(algo: str, name: str, value: Any) -> Any:
     if name not in known:
         raise ValueError(f"`agent.{name}` is no hyper-parameter of {algo}.{hint(name, known)}")
     if name == "policy":
-        return _check_name("agent.policy", value, ALGORITHMS[algo].policy_aliases)
+        return _check_name("agent.policy", value, policies(algo))
     if name == "noise_type":
         return _check_name("agent.noise_type", value, _NOISE)
     if name == "noise_std":
@@ -95,8 +111,6 @@ def _check(algo: str, name: str, value: Any) -> Any:
         if std < 0:
             raise ValueError(f"`agent.noise_std` must be at least 0, got {value!r}.")
         return std
-    if name == "policy_kwargs":
-        return check_policy_kwargs(ALGORITHMS[algo], value)
     if name in HOMES:
         find_class(name, value)
         return value
@@ -105,8 +119,14 @@ def _check(algo: str, name: str, value: Any) -> Any:
     return convert(f"agent.{name}", declared[name], value)
 
 
+def _policy(algo: str, agent: Mapping[str, Any]) -> type[BasePolicy]:
+    """The policy that is asked for; without a known one SB3's first, whose arguments all share."""
+    known = policies(algo)
+    return known.get(str(agent.get("policy")), next(iter(known.values())))
+
+
 def _check_name(label: str, value: Any, known: Mapping[str, Any]) -> str:
-    if value not in known:
+    if str(value) not in known:
         raise ValueError(f"`{label}` must be {one_of(known)}, got {value!r}.")
     return str(value)
 

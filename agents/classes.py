@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from types import ModuleType
 from typing import Any
 
 import torch
 from stable_baselines3.common import buffers, torch_layers
 from torch import nn
 
+from agents import networks
 from agents.signatures import hint
 
 # Argument -> where short names are looked up, and what the class must be. A dotted path reaches
 # every other module.
-HOMES: dict[str, tuple[Any, type]] = {
-    "activation_fn": (nn, nn.Module),
-    "features_extractor_class": (torch_layers, torch_layers.BaseFeaturesExtractor),
-    "optimizer_class": (torch.optim, torch.optim.Optimizer),
-    "replay_buffer_class": (buffers, buffers.ReplayBuffer),
-    "rollout_buffer_class": (buffers, buffers.RolloutBuffer),
+HOMES: dict[str, tuple[tuple[ModuleType, ...], type]] = {
+    "activation_fn": ((nn,), nn.Module),
+    "features_extractor_class": ((torch_layers, networks), torch_layers.BaseFeaturesExtractor),
+    "optimizer_class": ((torch.optim,), torch.optim.Optimizer),
+    "replay_buffer_class": ((buffers,), buffers.ReplayBuffer),
+    "rollout_buffer_class": ((buffers,), buffers.RolloutBuffer),
 }
 
 
@@ -33,25 +35,27 @@ def find_class(argument: str, name: Any) -> type:
     Raises:
         ValueError: If there is none; the nearest name is offered.
     """
-    home, base = HOMES[argument]
+    homes, base = HOMES[argument]
     module, _, short = str(name).rpartition(".")
     if module:
         try:
-            home = importlib.import_module(module)
+            homes = (importlib.import_module(module),)
         except ImportError as error:
             raise ValueError(
                 f"`{argument}` names the module {module!r}, which cannot be imported: {error}."
             ) from error
     classes = {
         key: kind
+        for home in homes
         for key, kind in vars(home).items()
         if inspect.isclass(kind) and issubclass(kind, base)
     }
     matches = [kind for key, kind in classes.items() if key.lower() == short.lower()]
     if not matches:
+        where = " or ".join(home.__name__ for home in homes)
         raise ValueError(
-            f"`{argument}` must be the name of a {base.__name__} in {home.__name__}, or a dotted "
-            f"path to another, got {name!r}.{hint(short, classes)}"
+            f"`{argument}` must be the name of a {base.__name__} in {where}, or a dotted path to "
+            f"another, got {name!r}.{hint(short, classes)}"
         )
     return matches[0]
 

@@ -13,12 +13,15 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from agents.algorithms import ALGORITHMS, action_noise, check_agent, schedules
+from agents.algorithms import ALGORITHMS, action_noise, check_agent, policies, schedules
 from agents.classes import with_classes
 from agents.signatures import arguments, default
+
+NATURE_CNN_SIZE = 36  # source: stable_baselines3.common.env_checker
 
 
 def make_agent(
@@ -46,8 +49,10 @@ def make_agent(
             fit the environment, or the replay buffer does not fit into memory.
     """
     values = check_agent(algo, agent or {})
-    values.setdefault("policy", _policy_for(env.observation_space))
+    policy = values.setdefault("policy", _policy_for(env.observation_space))
+    values["policy"] = policies(algo)[policy]
     _check_memory(algo, env, values)
+    _check_images(env.observation_space, values)
     values |= schedules(values)
     if values.get("policy_kwargs"):
         values["policy_kwargs"] = with_classes(values["policy_kwargs"])
@@ -62,7 +67,7 @@ def make_agent(
             env=env, seed=seed, device=device, verbose=0, **with_classes(values)
         )
     except AssertionError as error:  # SB3's way to refuse an action space or an image policy
-        raise ValueError(f"{algo} with {values['policy']} does not fit: {error}") from error
+        raise ValueError(f"{algo} with {policy} does not fit: {error}") from error
     if fast_cnn:
         speed_up_convolutions(model)
     return model
@@ -96,6 +101,21 @@ def _policy_for(space: spaces.Space[Any]) -> str:
     if isinstance(space, spaces.Dict):
         return "MultiInputPolicy"
     return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+
+
+def _check_images(space: spaces.Space[Any], values: Mapping[str, Any]) -> None:
+    """Refuse images that are too small for the convolutions of SB3's CnnPolicy."""
+    extractor = default(values["policy"], "features_extractor_class")
+    chosen = (values.get("policy_kwargs") or {}).get("features_extractor_class")
+    if chosen is not None or extractor is not NatureCNN or not is_image_space(space):
+        return
+    size = (space.shape or ())[1:]
+    if min(size) < NATURE_CNN_SIZE:
+        raise ValueError(
+            f"NatureCNN needs images of at least {NATURE_CNN_SIZE}×{NATURE_CNN_SIZE}, got "
+            f"{size[0]}×{size[1]}. Name another network: "
+            "--set agent.policy_kwargs.features_extractor_class=MinAtarCNN"
+        )
 
 
 def _check_memory(algo: str, env: VecEnv, values: Mapping[str, Any]) -> None:

@@ -1,11 +1,11 @@
-"""`policy_kwargs` from plain values, checked against the constructor of SB3's policies."""
+"""`policy_kwargs` from plain values, checked against the constructor of the policy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 
 from agents.classes import HOMES, find_class
 from agents.signatures import arguments, as_number, convert, hint
@@ -13,11 +13,11 @@ from agents.signatures import arguments, as_number, convert, hint
 _SET_BY_SB3 = ("observation_space", "action_space", "lr_schedule")
 
 
-def check_policy_kwargs(algorithm: type[BaseAlgorithm], value: Any) -> dict[str, Any]:
-    """Check `policy_kwargs` against the constructor of the algorithm's policies.
+def check_policy_kwargs(policy: type[BasePolicy], value: Any) -> dict[str, Any]:
+    """Check `policy_kwargs` against the constructor of a policy.
 
     Args:
-        algorithm: The SB3 class.
+        policy: The policy's class.
         value: Plain values; classes by name (``relu``, ``AdamW``) or dotted path.
 
     Returns:
@@ -31,7 +31,6 @@ def check_policy_kwargs(algorithm: type[BaseAlgorithm], value: Any) -> dict[str,
             "`agent.policy_kwargs` must be a mapping such as {net_arch: [256, 256]}, got "
             f"{value!r}. Text is never evaluated."
         )
-    policy = next(iter(algorithm.policy_aliases.values()))
     known = {name: kind for name, kind in arguments(policy).items() if name not in _SET_BY_SB3}
     checked, faults = {}, []
     for name, given in value.items():

@@ -20,7 +20,7 @@ NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 @cache
 def arguments(kind: type) -> Mapping[str, Any]:
     """Return the constructor's arguments and their declared types."""
-    parameters = inspect.signature(kind).parameters
+    parameters = inspect.signature(kind, eval_str=True).parameters
     return {name: p.annotation for name, p in parameters.items() if not name.startswith("_")}
 
 
