@@ -11,6 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import kl_divergence
 from torch import Tensor
 
+from fire_rl.connections import Connection, trace_connections
 from fire_rl.metrics.activations import Activations, capture_activations
 from fire_rl.metrics.features import (
     dormant_ratio,
@@ -68,6 +69,25 @@ def observe(model: BaseAlgorithm, groups: Sequence[NetworkGroup], probe: Probe) 
 
     activations = capture_activations(layers, [model.policy], forward, heads, _kept)
     return Observed(tuple(outputs), activations)
+
+
+def observe_connections(
+    model: BaseAlgorithm, groups: Sequence[NetworkGroup], probe: Probe
+) -> dict[str, tuple[Connection, ...]]:
+    """Find out which layers read whose units, see :func:`~fire_rl.connections.trace_connections`.
+
+    Args:
+        model: The model; it is left as it was.
+        groups: All its networks.
+        probe: One of its observations is used.
+    """
+    anatomy, part = anatomy_of(model), probe.split(1)[0]
+    layers = {layer.name: layer for group in groups for layer in group.online.layers}
+    return trace_connections(
+        layers,
+        [model.policy],
+        lambda: anatomy.forward(model.policy, part.observations, part.actions),
+    )
 
 
 def activation_metrics(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fire_rl._random import isolated_rng
 from fire_rl.aftermath import settle
+from fire_rl.connections import Connection
 from fire_rl.interventions import make_intervention
 from fire_rl.interventions.base import Context, Intervention, Update, check_finite, write
 from fire_rl.interventions.report import InterventionReport, describe_changes
@@ -29,6 +30,7 @@ from fire_rl.measurement import (
     Observed,
     activation_metrics,
     observe,
+    observe_connections,
     policy_change,
     probe_size,
 )
@@ -91,7 +93,7 @@ def apply_intervention(
     if probe is None:
         probe = ProbeSource(probe_size(every_group), seed).live(model)
     observed = observe(model, every_group, probe) if probe is not None else None
-    context = _context(model, initial, observed, seed)
+    context = _context(model, groups, initial, observed, probe, seed)
     with isolated_rng(seed):
         plans = {group.role: intervention.plan(group.online, context) for group in groups}
         target_plans = _plan_targets(groups, intervention, context)
@@ -135,8 +137,10 @@ def groups_to_change(model: BaseAlgorithm, intervention: Intervention) -> tuple[
 
 def _context(
     model: BaseAlgorithm,
+    groups: Sequence[NetworkGroup],
     initial: Mapping[str, Tensor] | None,
     observed: Observed | None,
+    probe: Probe | None,
     seed: int,
 ) -> Context:
     @cache
@@ -156,7 +160,20 @@ def _context(
             raise ValueError("There are no observations yet to measure activations on.")
         return observed.activations.post
 
-    return Context(fresh, remembered, activations, torch.Generator().manual_seed(seed))
+    @cache
+    def connections() -> Mapping[str, tuple[Connection, ...]]:
+        if probe is None:
+            raise ValueError("There are no observations yet to see who reads whom.")
+        return observe_connections(model, network_groups(model), probe)
+
+    return Context(
+        fresh=fresh,
+        initial=remembered,
+        activations=activations,
+        generator=torch.Generator().manual_seed(seed),
+        connections=connections,
+        acted_on={layer.name: layer for group in groups for layer in group.online.layers},
+    )
 
 
 def _save_copy(model: BaseAlgorithm, folder: Path, name: str) -> None:

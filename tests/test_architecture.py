@@ -14,7 +14,7 @@ RINGS = [
     {"_validation", "_steps", "_random", "orthogonal", "layers"},
     {
         "interventions", "schedules", "threshold", "metrics", "optimizer_state", "functional",
-        "plain", "object_state",
+        "plain", "object_state", "connections",
     },
     {
         "networks", "probe", "replay", "measurement", "aftermath", "surgery", "clock",

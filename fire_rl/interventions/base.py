@@ -9,7 +9,7 @@ choices, :class:`Aftermath`, which surgery carries out.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fire_rl._validation import check_choice, nearest
+from fire_rl.connections import Connection
 from fire_rl.layers import WeightLayer, first_non_finite, is_norm_layer, weight_layers_of
 
 
@@ -75,12 +76,17 @@ class Context:
         activations: Post-activation tensors by layer name, on the probe observations: ``(N, D)``,
             or for convolutions the mean magnitude over positions, ``(N, C, 1)``.
         generator: The intervention's own random numbers.
+        connections: Who reads the units of a layer, see
+            :func:`~fire_rl.connections.trace_connections`; layers of all networks, by name.
+        acted_on: The online layers of all networks that the intervention acts on, by name.
     """
 
     fresh: Callable[[], Mapping[str, Tensor]]
     initial: Callable[[], Mapping[str, Tensor]]
     activations: Callable[[], Mapping[str, Tensor]]
     generator: torch.Generator
+    connections: Callable[[], Mapping[str, tuple[Connection, ...]]] = dict
+    acted_on: Mapping[str, WeightLayer] = field(default_factory=dict)
 
     def source(self, name: Literal["fresh", "initial"]) -> Mapping[str, Tensor]:
         """Return the tensors that a reset puts in."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 # Every elementwise nonlinearity of torch: the classes of torch.nn.modules.activation ...
-_ACTIVATIONS = tuple(
+ACTIVATIONS = tuple(
     kind
     for name, kind in vars(nn.modules.activation).items()
     if isinstance(kind, type)
@@ -21,7 +21,7 @@ _ACTIVATIONS = tuple(
     and kind is not nn.MultiheadAttention
 )
 # ... and what may stand between a layer and its nonlinearity without being one.
-_PASS_THROUGH = (
+PASS_THROUGH = (
     nn.Identity,
     nn.Flatten,
     nn.Unflatten,
@@ -97,10 +97,10 @@ class _Trace:
         origin = self._origin.get(id(args[0]))
         if origin is None:
             return
-        if isinstance(module, _ACTIVATIONS):
+        if isinstance(module, ACTIVATIONS):
             self.kinds[origin] = type(module).__name__
             self.post.setdefault(origin, []).append(self.keep(output, self.kinds[origin]))
-        elif isinstance(module, _PASS_THROUGH):
+        elif isinstance(module, PASS_THROUGH):
             self._origin[id(output)] = origin
 
 
@@ -128,7 +128,7 @@ def capture_activations(
             default.
     """
     trace = _Trace(layers, heads, keep)
-    with _hooked(list(roots), trace):
+    with hooked(list(roots), trace):
         forward()
     post = {name: calls for name, calls in trace.post.items() if name not in heads}
     return Activations(
@@ -147,7 +147,8 @@ def _joined(calls: list[Tensor]) -> Tensor:
 
 
 @contextmanager
-def _hooked(roots: list[nn.Module], hook: Callable[..., None]) -> Iterator[None]:
+def hooked(roots: list[nn.Module], hook: Callable[..., object]) -> Iterator[None]:
+    """Put a forward hook on every module, in evaluation mode, and take all that back at the end."""
     modules = list({id(module): module for root in roots for module in root.modules()}.values())
     flags = [module.training for module in modules]
     handles = []
