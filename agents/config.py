@@ -168,7 +168,7 @@ class RunConfig(Section):
     @classmethod
     def _check_schedule(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, Mapping):
-            _each(make_schedule, [_alone(key, option) for key, option in value.items()])
+            _each(make_schedule, _parts(value))
         if value is not None:
             _as_value_errors(make_schedule, value)
         # An intervention with a fault of its own is missing from info.data.
@@ -253,9 +253,14 @@ def _each(make: Callable[[Any], Any], specs: Sequence[Mapping[str, Any]]) -> Non
         raise ValueError("\n".join(faults))
 
 
-def _alone(key: str, option: Any) -> dict[str, Any]:
-    """Return a schedule that is right but for one key: ``stop`` stands beside ``every`` only."""
-    return {"every": 1, "stop": option} if key == "stop" else {key: option}
+def _parts(schedule: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return schedules that are right but for one key, or for one line that a metric crosses."""
+    given = {key: value for key, value in schedule.items() if value is not None}
+    if "metric" in given:
+        line = {key: given[key] for key in ("metric", "above", "below") if key in given}
+        others = [key for key in given if key not in line]
+        return [line, *({"metric": "dfi", "above": 0, key: given[key]} for key in others)]
+    return [{"every": 1, key: given[key]} if key == "stop" else {key: given[key]} for key in given]
 
 
 def _describe(fault: Any) -> str:

@@ -160,7 +160,7 @@ class Threshold:
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         fits = is_number and math.isfinite(value) and (value >= 0 if above else value > 0)
         if not fits or (ratio and (value >= 1 if above else value > 1)):
-            bounds = "at least 0" if above else "above 0"
+            bounds = "of at least 0" if above else "above 0"
             if ratio:
                 bounds += " and below 1" if above else " and at most 1"
             raise ValueError(
