@@ -91,7 +91,9 @@ def test_simba_begins_orthogonal_and_he_normal_with_biases_zero():
         matrix = layer.weight if layer.out_features < layer.in_features else layer.weight.T
         torch.testing.assert_close(matrix @ matrix.T, torch.eye(len(matrix)), atol=1e-5, rtol=0)
     for layer in hidden:
-        assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / layer.in_features), rel=0.02)
+        assert layer.weight.std().item() == pytest.approx(
+            math.sqrt(2 / layer.in_features), rel=0.02
+        )
         assert layer.weight.abs().max() > 3 * layer.weight.std()  # normal, not uniform
 
 
