@@ -51,6 +51,13 @@ def check_positive(argument: str, value: Any, maximum: float = math.inf) -> floa
     return float(value)
 
 
+def check_non_negative(argument: str, value: Any) -> float:
+    """Return a finite number of at least 0."""
+    if not _is_number(value) or not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"`{argument}` must be a number of at least 0, got {value!r}.")
+    return float(value)
+
+
 def check_share(argument: str, value: Any) -> float:
     """Return a number from 0 to 1."""
     if not _is_number(value) or not 0 <= value <= 1:

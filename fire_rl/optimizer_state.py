@@ -10,7 +10,7 @@ from torch import Tensor
 # What a new optimizer holds before its first step, where that is not zero.
 _START_VALUES: Mapping[str, Mapping[str, float]] = {
     "NAdam": {"mu_product": 1.0},  # torch 2.13, `NAdam._init_group`
-    "RMSpropTFLike": {"square_avg": 1.0},  # SB3, `sb2_compat.rmsprop_tf_like`: A2C's default
+    "RMSpropTFLike": {"square_avg": 1.0},  # SB3's `sb2_compat.rmsprop_tf_like`
 }
 
 

@@ -19,6 +19,7 @@ from fire_rl.interventions.fire import FIRE
 from fire_rl.interventions.none import NoIntervention
 from fire_rl.interventions.optimizer_reset import OptimizerReset
 from fire_rl.interventions.random_orthogonal import RandomOrthogonal
+from fire_rl.interventions.redo import ReDo
 from fire_rl.interventions.report import Changes, InterventionReport, LayerChange
 from fire_rl.interventions.reset import Reset
 from fire_rl.interventions.shrink_and_perturb import ShrinkAndPerturb
@@ -37,6 +38,7 @@ __all__ = [
     "NoIntervention",
     "OptimizerReset",
     "RandomOrthogonal",
+    "ReDo",
     "Reset",
     "ShrinkAndPerturb",
     "Update",
@@ -50,6 +52,7 @@ INTERVENTIONS: Mapping[str, type[Any]] = {
     "none": NoIntervention,
     "optimizer_reset": OptimizerReset,
     "random_orthogonal": RandomOrthogonal,
+    "redo": ReDo,
     "reset": Reset,
     "shrink_and_perturb": ShrinkAndPerturb,
 }

@@ -35,6 +35,7 @@ class LayerChange:
         norm_before: Frobenius norm of the weight before.
         norm_after: The same after.
         num_singular_values: By which DfI is divided to compare layers.
+        units: Number of units that were recycled.
     """
 
     name: str
@@ -47,6 +48,7 @@ class LayerChange:
     norm_before: float
     norm_after: float
     num_singular_values: int
+    units: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def describe_changes(network: Network, updates: Mapping[str, Update]) -> Changes
                 norm_before=norm_before,
                 norm_after=norm_after,
                 num_singular_values=layer.num_singular_values,
+                units=0 if update is None else update.units,
             )
         )
     weights = {layer.tensor_name("weight") for layer in network.layers}
@@ -161,6 +164,9 @@ class InterventionReport:
             norm = sum(layer.norm_before**2 for layer in changes.layers)
             found[f"{prefix}/sfe"] = sum(layer.sfe for layer in changes.layers)
             found[f"{prefix}/relative_sfe"] = found[f"{prefix}/sfe"] / norm if norm else 0.0
+            units = sum(layer.units for layer in changes.layers)
+            if units:
+                found[f"{prefix}/recycled_units"] = units
             for when in ("before", "after"):
                 total = sum(getattr(layer, f"dfi_{when}") for layer in changes.layers)
                 found[f"{prefix}/dfi_{when}"] = total / singular_values
@@ -178,6 +184,8 @@ class InterventionReport:
         for role, changes in self.networks.items():
             touched = sum(layer.action != "keep" for layer in changes.layers)
             text = f"{role}: {touched} of {len(changes.layers)} layers"
+            if f"intervention/{role}/recycled_units" in numbers:
+                text += f", {numbers[f'intervention/{role}/recycled_units']:g} units recycled"
             for name, label in (("dfi", "DfI/sv"), ("dormant", "dormant"), ("erank", "erank")):
                 before = numbers.get(f"intervention/{role}/{name}_before")
                 after = numbers.get(f"intervention/{role}/{name}_after")
