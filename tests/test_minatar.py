@@ -93,20 +93,24 @@ def test_sticky_actions_repeat_the_last_one():
     assert (moves(0.0), moves(1.0)) == (1, 0)
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("vec_env", ["dummy", "subproc"])
-def test_same_seed_same_game(training, vec_env):
-    def rollout(seed):
-        venv = make_vec_env(
-            "MinAtar/SpaceInvaders-v1", n_envs=2, seed=seed, training=training, vec_env=vec_env
-        )
-        seen = [venv.reset()] + [venv.step(np.array([k % 4, 3]))[0] for k in range(100)]
-        venv.close()
-        return np.array(seen)
+def rollout(seed, n_envs=2, steps=100, **options):
+    venv = make_vec_env("MinAtar/SpaceInvaders-v1", n_envs=n_envs, seed=seed, **options)
+    seen = [venv.reset()]
+    seen += [venv.step(np.full(n_envs, k % 4))[0] for k in range(steps)]
+    venv.close()
+    return np.array(seen)
 
+
+def test_same_seed_same_game_in_training_and_evaluation():
     one = rollout(3)
     np.testing.assert_array_equal(one, rollout(3))
+    np.testing.assert_array_equal(one, rollout(3, training=False))
     assert not np.array_equal(one[:, 0], one[:, 1])
+
+
+def test_worker_processes_play_the_same():
+    options = {"n_envs": 1, "steps": 20}
+    np.testing.assert_array_equal(rollout(3, vec_env="subproc", **options), rollout(3, **options))
 
 
 @pytest.mark.parametrize("env_id", IDS)

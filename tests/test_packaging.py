@@ -13,7 +13,18 @@ import fire_rl
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("ale_py", "cv2", "mujoco", "pydantic", "yaml", "tyro", "tensorboard", "rich", "tqdm")
+EXTRAS = (
+    "ale_py",
+    "cv2",
+    "minatar",
+    "mujoco",
+    "pydantic",
+    "yaml",
+    "tyro",
+    "tensorboard",
+    "rich",
+    "tqdm",
+)
 
 
 @pytest.fixture(scope="session")
