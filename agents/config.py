@@ -257,7 +257,7 @@ def _parts(schedule: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return schedules that are right but for one key, or for one line that a metric crosses."""
     given = {key: value for key, value in schedule.items() if value is not None}
     if "metric" in given:
-        line = {key: given[key] for key in ("metric", "above", "below") if key in given}
+        line = {k: v for k, v in given.items() if k in ("metric", "above", "below")}
         others = [key for key in given if key not in line]
         return [line, *({"metric": "dfi", "above": 0, key: given[key]} for key in others)]
     return [{"every": 1, key: given[key]} if key == "stop" else {key: given[key]} for key in given]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +28,13 @@ def log_folder(logger: Logger) -> Path | None:
     )
     folder = logger.get_dir()
     return Path(folder) if writes and folder is not None else None
+
+
+def append_json(path: Path, entry: Mapping[str, Any]) -> None:
+    """Append one line to a file of JSON lines; NaN becomes null, for JSON has none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(_without_nan(entry)) + "\n")
 
 
 def custom_scalars_layout(roles: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
@@ -99,3 +108,12 @@ def _event_file(output: Any) -> str | None:
         return None
     writer: Any = output.writer
     return Path(writer.file_writer.event_writer._file_name).name
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace NaN and infinity by None."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

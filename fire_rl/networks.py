@@ -8,7 +8,8 @@ walking the policy once, so that a tensor that is registered twice belongs to on
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -266,6 +267,20 @@ def fresh_policy(model: BaseAlgorithm, seed: int) -> nn.Module:
             model.observation_space, model.action_space, model.lr_schedule, **options
         )
     return policy.to(model.device)
+
+
+@contextmanager
+def restored(groups: Sequence[NetworkGroup]) -> Iterator[None]:
+    """Put every tensor of networks and their targets back at the end."""
+    networks = [n for group in groups for n in (group.online, group.target) if n is not None]
+    saved = [{name: tensor.clone() for name, tensor in n.tensors.items()} for n in networks]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for network, tensors in zip(networks, saved, strict=True):
+                for name, tensor in tensors.items():
+                    network.tensors[name].copy_(tensor)
 
 
 def policy_tensors(policy: nn.Module) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ state change in place. The training's random numbers are untouched.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fire_rl._random import isolated_rng
 from fire_rl.aftermath import settle
+from fire_rl.aids import HeadRefit, Plans, as_head_refit, with_head_refit
 from fire_rl.connections import Connection
 from fire_rl.interventions import make_intervention
 from fire_rl.interventions.base import Context, Intervention, Update, check_finite, write
@@ -39,11 +40,11 @@ from fire_rl.networks import (
     fresh_policy,
     network_groups,
     policy_tensors,
+    restored,
     select_groups,
 )
 from fire_rl.probe import Probe, ProbeSource
 
-_Plans = dict[str, dict[str, Update]]
 # What a report compares before and after, besides the policy's answers.
 _REPORTED = ("dormant_ratio", "effective_rank")
 
@@ -57,6 +58,7 @@ def apply_intervention(
     initial: Mapping[str, Tensor] | None = None,
     probe: Probe | None = None,
     seed: int | None = None,
+    head_refit: HeadRefit | Mapping[str, Any] | bool | None = None,
 ) -> InterventionReport:
     """Apply an intervention to an SB3 model now.
 
@@ -74,6 +76,8 @@ def apply_intervention(
         probe: Observations to measure on; by default up to ``max(1024, 2 D)`` are drawn from the
             model's buffer, and nothing is measured while it is empty.
         seed: Of the intervention's own random numbers; by default the model's seed plus its steps.
+        head_refit: Whether to fit the output layers, in closed form, to what they answered on the
+            probe before; see :class:`~fire_rl.aids.HeadRefit`.
 
     Returns:
         The report.
@@ -83,7 +87,7 @@ def apply_intervention(
             before or after; then nothing was changed.
     """
     started = time.perf_counter()
-    intervention = make_intervention(intervention)
+    intervention, refit = make_intervention(intervention), as_head_refit(head_refit)
     every_group, groups = network_groups(model), groups_to_change(model, intervention)
     seed = (model.seed or 0) + model.num_timesteps if seed is None else seed
     for group in groups:
@@ -97,12 +101,14 @@ def apply_intervention(
     with isolated_rng(seed):
         plans = {group.role: intervention.plan(group.online, context) for group in groups}
         target_plans = _plan_targets(groups, intervention, context)
+    if refit is not None:
+        plans = with_head_refit(model, groups, plans, refit, probe, observed)
     _check_plans(plans)
     changes = {group.role: describe_changes(group.online, plans[group.role]) for group in groups}
     if save_before is not None and not dry_run:
         _save_copy(model, Path(save_before), f"before_{intervention.name}")
     forgotten, around = 0, dict[str, Any]()
-    with _restored(groups) if dry_run else nullcontext():
+    with restored(groups) if dry_run else nullcontext():
         _operate(groups, plans, target_plans, intervention)
         after = observe(model, every_group, probe) if probe is not None else None
         if not dry_run:
@@ -191,7 +197,7 @@ def _save_copy(model: BaseAlgorithm, folder: Path, name: str) -> None:
 
 def _plan_targets(
     groups: Sequence[NetworkGroup], intervention: Intervention, context: Context
-) -> _Plans:
+) -> Plans:
     if intervention.aftermath.target != "same":
         return {}
     return {
@@ -201,7 +207,7 @@ def _plan_targets(
     }
 
 
-def _check_plans(plans: _Plans) -> None:
+def _check_plans(plans: Plans) -> None:
     for role, updates in plans.items():
         name = first_non_finite((name, update.value) for name, update in updates.items())
         if name is not None:
@@ -212,8 +218,8 @@ def _check_plans(plans: _Plans) -> None:
 
 def _operate(
     groups: Sequence[NetworkGroup],
-    plans: _Plans,
-    target_plans: _Plans,
+    plans: Plans,
+    target_plans: Plans,
     intervention: Intervention,
 ) -> None:
     """Change weights: the online networks, then their targets."""
@@ -236,17 +242,3 @@ def _summary(groups: Sequence[NetworkGroup], observed: Observed | None) -> dict[
         pooled = activation_metrics(group, observed.activations, per_layer=False).pooled
         found[group.role] = {name: pooled[name] for name in _REPORTED if name in pooled}
     return found
-
-
-@contextmanager
-def _restored(groups: Sequence[NetworkGroup]) -> Iterator[None]:
-    """Put every tensor of the networks and their targets back at the end."""
-    networks = [n for group in groups for n in (group.online, group.target) if n is not None]
-    saved = [{name: tensor.clone() for name, tensor in n.tensors.items()} for n in networks]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for network, tensors in zip(networks, saved, strict=True):
-                for name, tensor in tensors.items():
-                    network.tensors[name].copy_(tensor)

@@ -14,12 +14,14 @@ RINGS = [
     {"_validation", "_steps", "_random", "orthogonal", "layers"},
     {
         "interventions", "schedules", "threshold", "metrics", "optimizer_state", "functional",
+        "reports", "episodes",
         "plain", "object_state", "connections",
     },
     {
         "networks", "probe", "replay", "measurement", "aftermath", "surgery", "clock",
-        "logs", "rollout_callback", "metrics_callback", "callbacks", "training_state",
-        "vec_env_state", "replay_files", "checkpoint", "checkpoint_callback", "trigger",
+        "logs", "rollout_callback", "metrics_callback", "intervention_callback",
+        "callbacks", "training_state",
+        "vec_env_state", "replay_files", "checkpoint", "checkpoint_callback", "trigger", "aids",
     },
 ]  # fmt: skip
 FILES = sorted((ROOT / "fire_rl").rglob("*.py"))

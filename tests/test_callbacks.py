@@ -376,8 +376,11 @@ def test_event_files_hold_everything_at_the_exact_step(algo, tmp_path):
     layer = "q_net.q_net.0" if algo == "dqn" else "mlp_extractor.value_net.0"
     assert [s for s, _ in found[f"plasticity_layers/critic/{layer}/dfi"]] == measured
     assert [s for s, _ in found["intervention/critic/dfi_after"]] == [48]
-    (line,) = (tmp_path / "interventions.jsonl").read_text().splitlines()
-    entry = json.loads(line)
+    lines = (tmp_path / "interventions.jsonl").read_text().splitlines()
+    entry, recovered = map(json.loads, lines)
+    assert (recovered["recovery"], recovered["step"], recovered["end"]) == ("fire", 48, 96)
+    assert [s for s, _ in found["recovery/dip"]] == [48]
+    assert found["recovery/plateau"][0][1] == pytest.approx(recovered["plateau"])
     assert (entry["planned_step"], entry["num_timesteps"]) == (48, 48)
     assert entry["networks"]["critic"]["layers"][0]["action"] == "project"
     assert (tmp_path / "progress.csv").stat().st_size > 0
@@ -399,8 +402,10 @@ def test_verbose_says_the_plan_once_and_a_line_per_event(caplog):
     make_model("ppo").learn(64, callback=FireCallback(every=16, verbose=1))
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0] == "fire: planned at 16, 32, 48 timesteps"
-    assert len(lines) == 4
-    assert lines[1].startswith("fire at step 16; actor: 3 of 3 layers, DfI/sv ")
+    events = [line for line in lines if not line.startswith("recovery")]
+    assert len(events) == 4
+    assert events[1].startswith("fire at step 16; actor: 3 of 3 layers, DfI/sv ")
+    assert lines[-1].startswith("recovery from fire at step 32: before ")  # at 48 it ended
 
 
 def test_chunks_of_a_known_horizon_say_the_plan_once(caplog):

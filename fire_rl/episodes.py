@@ -1,0 +1,67 @@
+"""The training's episodes, all of them: when each ended, its return and its length."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FILE = "episodes.csv"
+_COLUMNS = ("step", "return", "length")
+
+
+class EpisodeLog:
+    """Collect episodes from what SB3's ``Monitor`` reports.
+
+    Attributes:
+        episodes: ``(environment steps when it ended, return)``, in order.
+    """
+
+    def __init__(self) -> None:
+        self.episodes: list[tuple[int, float]] = []
+        self._lengths: list[int] = []
+
+    def record(self, step: int, infos: Iterable[Mapping[str, Any]]) -> None:
+        """Take the episodes that ended in one step of all environments."""
+        for info in infos:
+            episode = info.get("episode")
+            if episode is not None:
+                self.episodes.append((step, float(episode["r"])))
+                self._lengths.append(int(episode["l"]))
+
+    def write(self, folder: Path) -> None:
+        """Write ``episodes.csv``, whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / FILE).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(_COLUMNS)
+            for (step, score), length in zip(self.episodes, self._lengths, strict=True):
+                writer.writerow((step, score, length))
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain values."""
+        steps, returns = zip(*self.episodes, strict=True) if self.episodes else ((), ())
+        return {
+            "steps": np.array(steps, np.int64),
+            "returns": np.array(returns, np.float64),
+            "lengths": np.array(self._lengths, np.int64),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`get_state`."""
+        steps, returns = state["steps"].tolist(), state["returns"].tolist()
+        self.episodes = list(zip(steps, returns, strict=True))
+        self._lengths = state["lengths"].tolist()
+
+
+def read_episodes(folder: str | Path) -> list[tuple[int, float]]:
+    """Read ``episodes.csv`` of a folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    with (Path(folder) / FILE).open(newline="", encoding="utf-8") as file:
+        return [(int(row["step"]), float(row["return"])) for row in csv.DictReader(file)]
