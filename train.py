@@ -5,6 +5,8 @@ Examples:
   python train.py --config configs/atari/dqn_fire.yaml --seed 1 --set agent.gamma=0.98
   python train.py --algo sac --env HalfCheetah-v5 --intervention fire --every 100000
   python train.py --resume runs/RUN
+  python train.py --branch-from runs/RUN/checkpoints/STEP --intervention fire
+  python train.py --config configs/paper/small/dqn_minatar.yaml --arms none,fire,reset --seeds 3
   python train.py --play runs/RUN --video videos
 
 Flags override the file.
@@ -27,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 try:
@@ -37,8 +39,16 @@ try:
     from agents import ConfigError, RunConfig, load_agent, make_agent, parse_config
     from agents.algorithms import hyperparameters
     from agents.callbacks import TaskCallback, evaluation_callback
-    from agents.config import Checks, dump_yaml
-    from agents.flags import Args, check_combination, read_configs
+    from agents.config import Checkpoint, Checks, dump_yaml
+    from agents.experiment import (
+        branch_config,
+        check_same_experiment,
+        resolve_arms,
+        summarise,
+    )
+    from agents.flags import Args, check_combination, overridden, read_configs
+    from agents.interventions import callback_arguments, entries, names
+    from agents.outcome import report, results, sum_up
     from agents.plain_yaml import read_yaml
     from agents.play import play
     from agents.run_folder import (
@@ -52,7 +62,7 @@ except ModuleNotFoundError as error:
     sys.exit(f"train.py needs {error.name}. Install all that it uses: pip install -e '.[train]'")
 
 from fire_rl import InterventionCallback, PlasticityMetricsCallback, RunCheckpointCallback
-from fire_rl.checkpoint import CheckpointError, check, latest
+from fire_rl.checkpoint import CheckpointError, check, checkpoints, latest
 from fire_rl.logs import continue_csv
 from fire_rl.surgery import groups_to_change
 
@@ -69,7 +79,14 @@ def check_tasks(tasks: Any, run: Mapping[str, Any]) -> None:
     envs.check_tasks(tasks.model_dump(), run.get("n_envs", 1))
 
 
+def check_callbacks(intervention: Any, run: Mapping[str, Any]) -> None:
+    """Check what the callbacks of a run's interventions get beside the interventions."""
+    for arguments in callback_arguments(intervention, None):
+        InterventionCallback(**arguments)
+
+
 CHECKS: Checks = {
+    "intervention": check_callbacks,
     "env_options": lambda value, run: envs.check_env(run["env"], value, run["imports"]),
     "normalize": lambda value, run: envs.normalize_options(value),
     "tasks": check_tasks,
@@ -95,10 +112,9 @@ def main() -> int:
         if args.play is not None:
             watch(args.play, args)
             return 0
-        if args.resume is not None:
-            plan = [resumed(args.resume)]
-        else:
-            plan = [(config, run_folder(config, args)) for config in read_configs(args, CHECKS)]
+        if args.arms is not None:
+            return experiment(args)
+        plan = planned(args)
         if args.print_config:
             print(dump_yaml(plan[0][0]), end="")
             return 0
@@ -106,37 +122,37 @@ def main() -> int:
             if args.resume is None:
                 folder.check_free()
     except USER_ERRORS as error:
-        return report(error, args)
+        return report(error, args, USER_ERRORS)
     for config, folder in plan:
-        try:
-            run = build(config, folder, args)
-        except Exception as error:  # SB3 and the environments refuse bad values in many ways
-            return report(error, args)
-        try:
-            ending = learn(run, args)
-        except Exception as error:
-            if run.model.num_timesteps > 0 or args.resume is not None:
-                raise
-            shutil.rmtree(folder.path)  # nothing was learned, nothing is lost
-            return report(error, args)
+        ending = train(config, folder, args)
         if ending != 0:
             return ending
     return 0
 
 
-def report(error: Exception, args: Args) -> int:
-    """Say what is wrong; return the exit code."""
-    if args.verbose:
-        raise error
-    kind = "" if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: "
-    faults = error.faults if isinstance(error, ConfigError) else [f"{kind}{error}"]
-    where = f" in {args.config}" if args.config and isinstance(error, ConfigError) else ""
-    count = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
-    lines = [f"train.py found {count}{where}:", *(f"  - {fault}" for fault in faults)]
-    if kind:
-        lines.append("--verbose shows where it comes from.")
-    print("\n".join(lines), file=sys.stderr)
-    return 2
+def planned(args: Args) -> list[tuple[RunConfig, RunFolder]]:
+    """Return the runs that the flags ask for: a resumed one, a branch, or one for each seed."""
+    if args.resume is not None:
+        return [resumed(args.resume)]
+    if args.branch_from is not None:
+        return [branched(args.branch_from, args)]
+    return [(config, run_folder(config, args)) for config in read_configs(args, CHECKS)]
+
+
+def train(config: RunConfig, folder: RunFolder, args: Args) -> int:
+    """Build one run and let it learn; return the exit code."""
+    resuming = folder.resume_from is not None
+    try:
+        run = build(config, folder, args)
+    except Exception as error:  # SB3 and the environments refuse bad values in many ways
+        return report(error, args, USER_ERRORS)
+    try:
+        return learn(run, args)
+    except Exception as error:
+        if run.model.num_timesteps > 0 or resuming:
+            raise
+        shutil.rmtree(folder.path)  # nothing was learned, nothing is lost
+        return report(error, args, USER_ERRORS)
 
 
 def run_folder(config: RunConfig, args: Args) -> RunFolder:
@@ -164,6 +180,80 @@ def resumed(path: Path) -> tuple[RunConfig, RunFolder]:
     return parse_config(read_yaml(folder.config.read_text(encoding="utf-8")), CHECKS), folder
 
 
+def branched(checkpoint: Path, args: Args) -> tuple[RunConfig, RunFolder]:
+    """Return the configuration and the folder of a run that branches off another's checkpoint.
+
+    Raises:
+        ConfigError: If that is no run of train.py, or a flag is wrong.
+        CheckpointError: If it is no whole checkpoint.
+    """
+    origin = RunFolder(checkpoint.parent.parent)
+    if RunFolder(checkpoint).config.exists():  # a run: its newest checkpoint
+        origin = RunFolder(checkpoint)
+        checkpoint = resumed(checkpoint)[1].resume_from or checkpoint
+    origin.check_run()
+    step = check(checkpoint)["num_timesteps"]
+    values = overridden(read_yaml(origin.config.read_text(encoding="utf-8")), args)
+    intervention = values.get("intervention")
+    if args.every is not None or args.at:
+        intervention = [{**e, "schedule": values["schedule"]} for e in entries(intervention)]
+    arm = args.arm_name or names(intervention)
+    config = branch_config(values, intervention, arm, checkpoint, step, CHECKS)
+    return config, run_folder(config, args)
+
+
+def experiment(args: Args) -> int:
+    """Train to the midpoint once for each seed, branch into every arm, and compare them.
+
+    What is finished is not done again. Returns the exit code.
+    """
+    configs = read_configs(args, CHECKS)
+    arms = resolve_arms(configs[0], str(args.arms))
+    root = args.log_dir or Path("runs") / f"arms_{Path(str(args.config)).stem}"
+    check_same_experiment(root, configs[0])
+    for config in configs:
+        home = root / f"s{config.seed}"
+        middle = math.ceil(config.branch_at * config.total_timesteps)
+        trunk = RunFolder(home / "trunk")
+        trunk.stop_at = middle
+        if branch_point(trunk, middle) is None:
+            keep = config.checkpoint or Checkpoint()
+            ending = go_on(config.model_copy(update={"checkpoint": keep}), trunk, args)
+            if ending != 0:
+                return ending
+        checkpoint = branch_point(trunk, middle)
+        if checkpoint is None:
+            raise RuntimeError(f"{trunk.path} has no checkpoint at step {middle:,} or later.")
+        for arm, intervention in arms.items():
+            folder = RunFolder(home / arm)
+            if folder.result.exists():
+                continue
+            step = int(checkpoint.name.partition(".")[0])
+            values = config.model_dump(mode="json")
+            branch = branch_config(values, intervention, arm, checkpoint, step, CHECKS)
+            ending = go_on(branch, folder, args)
+            if ending != 0:
+                return ending
+    print(f"\nRecovery from the branch to the end, in {root}:\n")
+    print(summarise(root, [config.seed for config in configs], list(arms)))
+    return 0
+
+
+def branch_point(trunk: RunFolder, middle: int) -> Path | None:
+    """Return the first checkpoint of a run at or after a step, if it is there."""
+    found = checkpoints(trunk.checkpoints)
+    return next((path for path in found if int(path.name.partition(".")[0]) >= middle), None)
+
+
+def go_on(config: RunConfig, folder: RunFolder, args: Args) -> int:
+    """Train a run of an experiment, from its last checkpoint if it has one."""
+    folder.resume_from = latest(folder.checkpoints)
+    if folder.resume_from is None and folder.path.exists():
+        print(f"{folder.path} was stopped before its first checkpoint: it begins anew.")
+        shutil.rmtree(folder.path)
+    return train(config, folder, args)
+
+
 def build(config: RunConfig, folder: RunFolder, args: Args) -> Run:
     """Build environments, agent and callbacks; then the run folder, when nothing is wrong."""
     if config.num_threads is not None:
@@ -188,12 +278,17 @@ def build(config: RunConfig, folder: RunFolder, args: Args) -> Run:
                 config.eval, environments[1], folder, config.n_envs, is_deterministic(config)
             )
         )
-    if config.checkpoint is not None:  # last: what the others did before it is in it
+    checkpoint = config.checkpoint
+    if checkpoint is None and config.branch is not None:  # a branch needs it to begin
+        checkpoint = Checkpoint(every=config.total_timesteps)
+    if checkpoint is not None:  # last: what the others did before it is in it
         callbacks.append(
             RunCheckpointCallback(
-                **config.checkpoint.model_dump(),
+                **checkpoint.model_dump(),
                 folder=folder.checkpoints,
                 resume=folder.resume_from or False,
+                branch_from=config.branch.checkpoint if config.branch else None,
+                stop_at=folder.stop_at,
                 verbose=1,
             )
         )
@@ -254,10 +349,10 @@ def plasticity_callbacks(
     if config.metrics is not None:
         metrics = PlasticityMetricsCallback(**config.metrics.model_dump(), verbose=int(verbose))
         callbacks.append(metrics)
-    if config.intervention is not None:
-        callback = InterventionCallback(
-            config.intervention, config.schedule, log_dir=folder.path, verbose=1
-        )
+    # Without any, the control: it keeps the episodes, and what a branch needs of the beginning.
+    given = callback_arguments(config.intervention, config.schedule) or [{"intervention": "none"}]
+    for arguments in given:
+        callback = InterventionCallback(**arguments, log_dir=folder.path, verbose=1)
         groups_to_change(model, callback.intervention)  # raises if the two do not fit
         callbacks.append(callback)
     return callbacks
@@ -290,20 +385,25 @@ def learn(run: Run, args: Args) -> int:
         model.logger.close()
         raise failure
     seconds = time.perf_counter() - start
+    if ending == "interrupted" and not received and run.folder.stop_at is not None:
+        ending = "stopped to branch"
     patient = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would cut the zip
     run.folder.save(model)
-    outcome = results(run, seconds)
+    outcome = results(model, run.callbacks, seconds)
     if ending == "finished":
         record_outcome(model, config, outcome)
+        run.folder.finish(model, outcome)
     model.logger.close()
     for env in run.environments:
         with contextlib.suppress(OSError, EOFError):  # Ctrl-C ends the worker processes, too
             env.close()
-    sum_up(run, ending, seconds, outcome)
+    sum_up(run.folder, model, ending, seconds, outcome)
     signal.signal(signal.SIGINT, patient)
     if failure is not None:
         raise failure
-    return 0 if ending == "finished" else 128 + (received[0] if received else signal.SIGINT)
+    if ending in ("finished", "stopped to branch"):
+        return 0
+    return 128 + (received[0] if received else signal.SIGINT)
 
 
 @contextlib.contextmanager
@@ -328,51 +428,6 @@ def stopping(run: Run) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def results(run: Run, seconds: float) -> dict[str, float | None]:
-    """Return what a run achieved; None where nothing was measured.
-
-    The return is that of the last evaluation, else of the last training episodes.
-    """
-    trained = run.model.num_timesteps - run.model._num_timesteps_at_start
-    episodes = [episode["r"] for episode in run.model.ep_info_buffer or []]
-    training = float(np.mean(episodes)) if episodes else None
-    last = best = None
-    for callback in run.callbacks:
-        if isinstance(callback, EvalCallback) and math.isfinite(callback.best_mean_reward):
-            last, best = callback.last_mean_reward, callback.best_mean_reward
-    return {
-        "return": training if last is None else last,
-        "training_return": training,
-        "best_return": best,
-        "interventions": interventions(run),
-        "steps_per_second": trained / seconds,
-    }
-
-
-def interventions(run: Run) -> int:
-    """Count the events that happened."""
-    done = [len(c.reports) for c in run.callbacks if isinstance(c, InterventionCallback)]
-    return sum(done)
-
-
-def sum_up(run: Run, ending: str, seconds: float, outcome: Mapping[str, float | None]) -> None:
-    """Say what happened, where everything is and how to look at it."""
-    beside_us = Path(sys.executable).parent / "tensorboard"
-    tensorboard = "tensorboard" if shutil.which("tensorboard") else str(beside_us)
-    score = outcome["return"]
-    print(
-        f"\n{ending.capitalize()} after {run.model.num_timesteps:,} steps in {seconds:.0f} s "
-        f"({outcome['steps_per_second']:.0f} steps/s), interventions: {interventions(run)}, "
-        f"return {'not measured' if score is None else f'{score:.2f}'}"
-    )
-    print(f"Logs:         {run.folder.path}")
-    print(f"Model:        {run.folder.model}")
-    print(f"TensorBoard:  {tensorboard} --logdir {run.folder.path}")
-    if ending != "finished" and latest(run.folder.checkpoints) is not None:
-        print(f"Go on:        {sys.executable} train.py --resume {run.folder.path}")
-    print(f"Watch it:     {sys.executable} train.py --play {run.folder.path}")
 
 
 def watch(path: Path, args: Args) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -19,10 +19,9 @@ from pydantic import (
 )
 
 from agents.algorithms import ALGORITHMS, check_agent, hyperparameters
+from agents.interventions import check_arms, check_intervention, check_parts, check_schedule
 from agents.plain_yaml import ConfigError
 from agents.signatures import as_number, hint
-from fire_rl.interventions import make_intervention
-from fire_rl.schedules import make_schedule
 
 # Checks of things that agents know nothing of (environments), given by train.py.
 Checks = Mapping[str, Callable[[Any, Mapping[str, Any]], object]]
@@ -84,6 +83,13 @@ class Tasks(Section):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+class Branch(Section):
+    """Where a run has branched off another one, written by train.py."""
+
+    checkpoint: str
+    arm: str
+
+
 class RunConfig(Section):
     """Everything that decides a run. The order of the fields is the order of the checks."""
 
@@ -99,8 +105,11 @@ class RunConfig(Section):
     frame_stack: Count | None = None
     tasks: Tasks | None = None
     agent: dict[str, Any] = {}
-    intervention: dict[str, Any] | None = None
+    intervention: dict[str, Any] | list[dict[str, Any]] | None = None
     schedule: dict[str, Any] | None = None
+    arms: dict[str, dict[str, Any] | list[dict[str, Any]] | None] = {}
+    branch_at: Annotated[float, BeforeValidator(as_number), Field(gt=0, lt=1)] = 0.5
+    branch: Branch | None = None
     metrics: Metrics | None = Metrics()
     eval: Evaluation | None = Evaluation()
     checkpoint: Checkpoint | None = Checkpoint()
@@ -140,11 +149,7 @@ class RunConfig(Section):
     @field_validator("env_options", "normalize", "tasks")
     @classmethod
     def _check_elsewhere(cls, value: Any, info: ValidationInfo) -> Any:
-        checks: Checks = info.context or {}
-        check = checks.get(str(info.field_name))
-        if check is not None and value is not None and {"env", "imports"} <= set(info.data):
-            _as_value_errors(check, value, info.data)
-        return value
+        return _check_with(info, value)
 
     @field_validator("agent")
     @classmethod
@@ -153,38 +158,23 @@ class RunConfig(Section):
 
     @field_validator("intervention", mode="before")
     @classmethod
-    def _check_intervention(cls, value: Any) -> Any:
-        if value is None:
-            return None
-        spec = {"name": value} if isinstance(value, str) else value
-        if isinstance(spec, Mapping):
-            named = {key: spec[key] for key in ("name", "preset") if key in spec}
-            options = [{**named, key: spec[key]} for key in spec if key not in named]
-            _each(make_intervention, [named, *options])
-        _as_value_errors(make_intervention, spec)
-        return spec
+    def _check_intervention(cls, value: Any, info: ValidationInfo) -> Any:
+        return _check_with(info, check_intervention(value))
 
     @field_validator("schedule", mode="before")
     @classmethod
     def _check_schedule(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, Mapping):
-            _each(make_schedule, _parts(value))
-        if value is not None:
-            _as_value_errors(make_schedule, value)
+        if faults := check_parts(value):
+            raise ValueError("\n".join(faults))
         # An intervention with a fault of its own is missing from info.data.
         if "intervention" in info.data:
-            name = (info.data["intervention"] or {}).get("name")
-            if name not in (None, "none") and value is None:
-                raise ValueError(
-                    f"`schedule` is missing: say when {name!r} acts, for example `schedule: "
-                    "{every: 200000}` or --every 200000."
-                )
-            if name is None and value is not None:
-                raise ValueError(
-                    "`intervention` is missing, but there is a schedule for it: add "
-                    "`intervention: fire` (or --intervention fire); `none` is the control arm."
-                )
+            check_schedule(value, info.data["intervention"])
         return value
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _check_arms(cls, value: Any) -> Any:
+        return check_arms(value) if isinstance(value, Mapping) else value
 
     @field_validator("device")
     @classmethod
@@ -232,35 +222,20 @@ def _move_frame_stack(values: Mapping[str, Any]) -> dict[str, Any]:
     return moved
 
 
+def _check_with(info: ValidationInfo, value: Any) -> Any:
+    """Call the check that was given for a key, if there is one."""
+    check = (info.context or {}).get(str(info.field_name))
+    if check is not None and value is not None and {"env", "imports"} <= set(info.data):
+        _as_value_errors(check, value, info.data)
+    return value
+
+
 def _as_value_errors(check: Callable[..., Any], *args: Any) -> None:
     """Call a check; pydantic collects ValueErrors only."""
     try:
         check(*args)
     except (TypeError, ImportError) as error:
         raise ValueError(str(error)) from error
-
-
-def _each(make: Callable[[Any], Any], specs: Sequence[Mapping[str, Any]]) -> None:
-    """Try options one by one, to report the faults of all of them and not of the first only."""
-    faults: list[str] = []
-    for spec in specs:
-        try:
-            make(spec)
-        except (ValueError, TypeError) as error:
-            if str(error) not in faults:
-                faults.append(str(error))
-    if faults:
-        raise ValueError("\n".join(faults))
-
-
-def _parts(schedule: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return schedules that are right but for one key, or for one line that a metric crosses."""
-    given = {key: value for key, value in schedule.items() if value is not None}
-    if "metric" in given:
-        line = {k: v for k, v in given.items() if k in ("metric", "above", "below")}
-        others = [key for key in given if key not in line]
-        return [line, *({"metric": "dfi", "above": 0, key: given[key]} for key in others)]
-    return [{"every": 1, key: given[key]} if key == "stop" else {key: given[key]} for key in given]
 
 
 def _describe(fault: Any) -> str:
@@ -299,5 +274,6 @@ def _section(name: str) -> type[Section]:
         "eval": Evaluation,
         "checkpoint": Checkpoint,
         "tasks": Tasks,
+        "branch": Branch,
     }
     return sections.get(name, RunConfig)

@@ -38,7 +38,8 @@ class Args:
     n_envs: Annotated[int | None, _flag("N")] = None
     """Number of parallel environments."""
     intervention: Annotated[str | None, _flag("NAME")] = None
-    """What to do to the networks while they train: fire, or none (the control arm)."""
+    """What to do to the networks while they train: fire, reset, shrink_and_perturb, redo,
+    random_orthogonal, optimizer_reset, entropy_temperature_reset, or none (the control arm)."""
     every: Annotated[str | None, _flag("STEPS")] = None
     """Intervene every so many environment steps, during the first 80 percent of the run."""
     at: Annotated[tuple[str, ...], _flag("STEP [STEP ...]")] = ()
@@ -61,6 +62,15 @@ class Args:
     resume: Annotated[Path | None, _flag("RUN")] = None
     """Go on with a run from its last checkpoint, to its original total; no other flags are
     needed."""
+    branch_from: Annotated[Path | None, _flag("CHECKPOINT")] = None
+    """Go on from a run's checkpoint (RUN/checkpoints/STEP) as a new run, with --intervention at
+    its start, or as --every or --at say; to the original total."""
+    arm_name: Annotated[str | None, _flag("NAME")] = None
+    """Name of the branch, by default that of its intervention."""
+    arms: Annotated[str | None, _flag("NAME,NAME,...")] = None
+    """Compare interventions: train to the midpoint once per seed, branch into every arm, report
+    dip, recovery and plateau. Names of interventions, or of the file's `arms`. Run it again and
+    only what is missing is done."""
     play: Annotated[Path | None, _flag("RUN")] = None
     """Watch a trained agent: a run folder, or one of the zip files in it."""
     episodes: Annotated[int, _flag("N")] = 5
@@ -87,12 +97,39 @@ def check_combination(args: Args) -> None:
     for mode, allowed in (
         ("play", {*watching, "seed"}),
         ("resume", {"resume", "progress"}),
+        (
+            "branch-from",
+            {
+                "branch-from",
+                "arm-name",
+                "intervention",
+                "every",
+                "at",
+                "set",
+                "log-dir",
+                "progress",
+                "print-config",
+                "num-threads",
+                "device",
+            },
+        ),
     ):
         if mode in given and (extra := given - allowed - everywhere):
             flags = ", ".join(f"--{name}" for name in sorted(extra))
             raise ConfigError(
                 [f"--{mode} takes everything from the run folder: leave out {flags}."]
             )
+    if "branch-from" in given and "intervention" not in given:
+        raise ConfigError(
+            ["--branch-from needs --intervention NAME, what the branch does; none is the control."]
+        )
+    if "arm-name" in given and "branch-from" not in given:
+        raise ConfigError(["--arm-name names a branch: add --branch-from RUN/checkpoints/STEP."])
+    if "arms" in given and (extra := given & {"intervention", "every", "at", "print-config"}):
+        flags = ", ".join(f"--{name}" for name in sorted(extra))
+        raise ConfigError([f"--arms says what is done: leave out {flags}."])
+    if "arms" in given and not {"config", "algo"} & given:
+        raise ConfigError(["--arms needs a run to branch: give --config FILE."])
     if "play" not in given and (extra := given & watching):
         flags = ", ".join(f"--{name}" for name in sorted(extra))
         raise ConfigError([f"{flags} is for watching: add --play RUN."])
@@ -130,6 +167,19 @@ def read_configs(args: Args, checks: Checks) -> list[RunConfig]:
     return [first.model_copy(update={"seed": first.seed + k}) for k in range(args.seeds)]
 
 
+def overridden(values: Mapping[str, Any], args: Args) -> dict[str, Any]:
+    """Return a run's values with the flags applied.
+
+    Raises:
+        ConfigError: With every flag that is wrong.
+    """
+    applied = dict(values)
+    applied["schedule"] = None
+    if faults := _apply_flags(applied, args):
+        raise ConfigError(faults)
+    return applied
+
+
 def _apply_flags(values: dict[str, Any], args: Args) -> list[str]:
     """Override a file's values, in place; return what is wrong with the flags."""
     faults = []
@@ -145,7 +195,9 @@ def _apply_flags(values: dict[str, Any], args: Args) -> list[str]:
         old = values.get("intervention")
         name = old.get("name") if isinstance(old, Mapping) else old
         if name != args.intervention:
-            values["intervention"] = {"name": args.intervention}
+            values["intervention"] = values.get("arms", {}).get(
+                args.intervention, {"name": args.intervention}
+            )
     if args.every is not None and args.at:
         faults.append("--every and --at exclude each other: give one of them.")
     if args.every is not None:

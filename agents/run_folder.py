@@ -18,7 +18,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import HParam, Logger, configure
 
 from agents.config import RunConfig, dump_yaml
-from agents.plain_yaml import ConfigError
+from agents.interventions import names
+from agents.plain_yaml import ConfigError, read_yaml
 
 _PACKAGES = (
     "fire-rl", "stable-baselines3", "torch", "numpy", "gymnasium", "ale-py", "mujoco",
@@ -42,7 +43,9 @@ class RunFolder:
         self.vecnormalize = self.path / "vecnormalize.pkl"
         self.progress = self.path / "progress.csv"
         self.checkpoints = self.path / "checkpoints"
+        self.result = self.path / "result.json"
         self.resume_from: Path | None = None
+        self.stop_at: int | None = None
 
     def check_free(self) -> None:
         """Raise FileExistsError if there is something in the folder: no run is overwritten."""
@@ -82,6 +85,17 @@ class RunFolder:
         if normalize is not None:
             normalize.save(str(self.vecnormalize))
 
+    def finish(self, model: BaseAlgorithm, outcome: Mapping[str, float | None]) -> None:
+        """Write ``result.json``, which says that the run has come to its end."""
+        values = {"num_timesteps": model.num_timesteps, **outcome}
+        self.result.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    def branch_checkpoint(self) -> Path | None:
+        """Return the checkpoint that the run has branched off, None if it is no branch."""
+        values = read_yaml(self.config.read_text(encoding="utf-8"))
+        branch = values.get("branch")
+        return Path(branch["checkpoint"]) if branch else None
+
     def normalization_of(self, model: Path) -> Path | None:
         """Return the statistics that belong to one of the folder's models, if there are any."""
         name = "vecnormalize.pkl"
@@ -93,7 +107,7 @@ class RunFolder:
 
 def default_path(config: RunConfig, root: str | Path = "runs") -> Path:
     """Return ``runs/<algo>_<env>_<intervention>_s<seed>_<timestamp>``."""
-    intervention = (config.intervention or {}).get("name", "none")
+    intervention = config.branch.arm if config.branch else names(config.intervention)
     env = config.env.replace("/", "-").replace(":", "-")
     time = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path(root) / f"{config.algo}_{env}_{intervention}_s{config.seed}_{time}"

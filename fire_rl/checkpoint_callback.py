@@ -36,6 +36,7 @@ class RunCheckpointCallback(BaseCallback):
             one: weights, optimizers, replay buffer, environments, schedules and random numbers
             continue, an :class:`~fire_rl.callbacks.InterventionCallback` begins there, logs are
             its own. ``resume`` goes first, if it finds a checkpoint of the branch itself.
+        stop_at: Step at which to save and stop, as ``stop_requested`` does.
         strict: Whether hyper-parameters other than the checkpoint's are an error.
         verbose: 1 for a line per checkpoint.
 
@@ -65,6 +66,7 @@ class RunCheckpointCallback(BaseCallback):
         keep_last: int | None = 2,
         resume: bool | str | Path = False,
         branch_from: str | Path | None = None,
+        stop_at: int | None = None,
         strict: bool = True,
         verbose: int = 0,
     ) -> None:
@@ -74,6 +76,7 @@ class RunCheckpointCallback(BaseCallback):
         self.keep_last = None if keep_last is None else check_int("keep_last", keep_last, 1)
         self.resume = resume
         self.branch_from = None if branch_from is None else Path(branch_from)
+        self.stop_at = None if stop_at is None else check_int("stop_at", stop_at, 1)
         self.strict = strict
         self.saved: list[Saved] = []
         self.stop_requested = False
@@ -94,6 +97,8 @@ class RunCheckpointCallback(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self.resume or self.branch_from is not None:
             self._restore()
+        if self.stop_at is not None and self.model.num_timesteps >= self.stop_at:
+            self.stop_requested = True
         self.clock.advance(self.model)
         if self.clock.take() is not None or self.stop_requested:
             self._save()

@@ -143,16 +143,10 @@ def recovery_table(arms: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         regained = sum(not math.isnan(seed["steps_to_regain"]) for seed in seeds)
         cells = [_cell([seed.get(key, math.nan) for seed in seeds]) for key in shown]
         lines.append([arm, str(len(seeds)), f"{regained} of {len(seeds)}", *cells])
-    widths = [
-        max(len(line[k]) for line in lines if line is not lines[1]) for k in range(len(header))
-    ]
-    text = []
-    for line in lines:
-        if line is lines[1]:
-            line = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        cells = [line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]
-        text.append(f"| {' | '.join(cells)} |")
-    return "\n".join(text)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
 
 
 def _mean(episodes: Episodes, after: float, until: float) -> float:

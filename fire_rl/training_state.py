@@ -42,6 +42,7 @@ def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) ->
     return {
         "algorithm": type(model).__name__,
         "arguments": _arguments(model),
+        "environment": _environment(model.env),
         "parameters": model.get_parameters(),
         "variables": {name: getattr(model, name) for name in variables},
         "gsde": [
@@ -188,6 +189,14 @@ def check_same(model: BaseAlgorithm, state: State, strict: bool) -> None:
         raise ValueError(
             f"the checkpoint is one of {state['algorithm']}, the model is a {type(model).__name__}"
         )
+    assert model.env is not None
+    here, there = _environment(model.env), state["environment"]
+    for name, value in there.items():
+        if None not in (value, here[name]) and value != here[name]:
+            raise ValueError(
+                f"the checkpoint is one of another environment: its {name} is {value}, the "
+                f"model's {here[name]}"
+            )
     mine = _arguments(model)
     different = [
         f"{name} is {mine.get(name)!r}, was {value!r}"
@@ -199,6 +208,19 @@ def check_same(model: BaseAlgorithm, state: State, strict: bool) -> None:
             f"the model has other hyper-parameters than the checkpoint: {'; '.join(different)}. "
             "Build it as it was, or give strict=False to go on with the new ones"
         )
+
+
+def _environment(env: VecEnv) -> State:
+    """What tells environments apart: their spaces, and the id if they are registered."""
+    try:
+        specs = env.get_attr("spec")
+    except AttributeError:  # a vector environment of somebody's own
+        specs = [None]
+    return {
+        "id": getattr(specs[0], "id", None),
+        "observation space": str(env.observation_space),
+        "action space": str(env.action_space),
+    }
 
 
 def _equal(one: Any, two: Any) -> bool:

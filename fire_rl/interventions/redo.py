@@ -70,6 +70,8 @@ class ReDo(LayerOptions):
     target: Literal["copy", "keep", "same"] = field(default="keep", kw_only=True)
 
     name: ClassVar[str] = "redo"
+    # Sokar et al. 2023, in steps of the agent.
+    schedules: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"every": 1_000}}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,141 @@
+"""An experiment with arms: one training to a midpoint for each seed, then a branch for each arm.
+
+Folders: ``<root>/s<seed>/trunk`` and ``<root>/s<seed>/<arm>``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agents.config import Checks, RunConfig, dump_yaml, parse_config
+from agents.interventions import entries
+from agents.plain_yaml import ConfigError
+from agents.run_folder import RunFolder
+from agents.signatures import hint
+from fire_rl.episodes import read_episodes
+from fire_rl.interventions import INTERVENTIONS
+from fire_rl.reports import recovery, recovery_table
+
+CONTROL = "none"
+
+
+def resolve_arms(config: RunConfig, names: str) -> dict[str, Any]:
+    """Return what each arm does.
+
+    Args:
+        config: Its ``arms`` are known by their names, and so is every intervention.
+        names: Separated by commas.
+
+    Raises:
+        ConfigError: With every name that is unknown or given twice.
+    """
+    known = {**{name: {"name": name} for name in INTERVENTIONS}, **config.arms}
+    arms: dict[str, Any] = {}
+    faults = []
+    for name in (word.strip() for word in names.split(",")):
+        if name not in known:
+            faults.append(
+                f"--arms has no {name!r}; it knows {', '.join(known)}.{hint(name, known)}"
+            )
+        elif name in arms:
+            faults.append(f"--arms has {name!r} twice.")
+        else:
+            arms[name] = known[name]
+    if config.intervention is not None:
+        faults.append(
+            "--arms takes the place of `intervention`: leave it and its schedule out of the file."
+        )
+    if faults:
+        raise ConfigError(faults)
+    return arms
+
+
+def branch_config(
+    values: Mapping[str, Any],
+    intervention: Any,
+    arm: str,
+    checkpoint: Path,
+    step: int,
+    checks: Checks,
+) -> RunConfig:
+    """Return the configuration of a run that branches off another one.
+
+    Args:
+        values: The other run's values.
+        intervention: What the branch does; entries without a schedule act once, at the start.
+        arm: Its name.
+        checkpoint: Where it begins.
+        step: The checkpoint's step.
+        checks: See :func:`~agents.config.parse_config`.
+
+    Raises:
+        ConfigError: With every fault that there is.
+    """
+    listed = [
+        entry if "schedule" in entry else {**entry, "schedule": {"at": [step]}}
+        for entry in entries(intervention)
+        if isinstance(entry, Mapping)
+    ]
+    given = {key: value for key, value in values.items() if key not in ("schedule", "arms")}
+    branch = {"checkpoint": str(checkpoint), "arm": arm}
+    return parse_config({**given, "intervention": listed, "branch": branch}, checks)
+
+
+def check_same_experiment(root: Path, config: RunConfig) -> None:
+    """Note the configuration of an experiment in its folder, or compare it with the note.
+
+    Raises:
+        ConfigError: If the folder belongs to another experiment.
+    """
+    note = root / "experiment.yaml"
+    text = dump_yaml(config.model_copy(update={"seed": 0, "arms": {}}))
+    if not note.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        note.write_text(text, encoding="utf-8")
+    elif note.read_text(encoding="utf-8") != text:
+        raise ConfigError(
+            [f"{root} holds an experiment with another configuration ({note}): choose another "
+             "folder with --log-dir."]
+        )  # fmt: skip
+
+
+def summarise(root: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
+    """Measure every arm's recovery, write ``recovery.json`` and ``recovery.md``; return the table.
+
+    Seeds of earlier calls are in it too, as far as all arms are finished.
+    """
+    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
+    everywhere = {int(path.name[1:]) for path in root.glob("s*") if path.name[1:].isdigit()}
+    rows = []
+    for seed in sorted(everywhere | set(seeds)):
+        folders = {arm: RunFolder(root / f"s{seed}" / arm) for arm in arms}
+        if not all(folder.result.exists() for folder in folders.values()):
+            continue
+        control = read_episodes(folders[CONTROL].path) if CONTROL in folders else None
+        for arm, folder in folders.items():
+            checkpoint = folder.branch_checkpoint()
+            assert checkpoint is not None
+            end = json.loads(folder.result.read_text(encoding="utf-8"))["num_timesteps"]
+            step = int(checkpoint.name.partition(".")[0])
+            measured = recovery(read_episodes(folder.path), step, end, control)
+            numbers = {**measured.to_dict(), **_policy_change(folder)}
+            found[arm].append(numbers)
+            rows.append({"arm": arm, "seed": seed, **numbers})
+    table = recovery_table(found)
+    text = json.dumps(rows, indent=1).replace("NaN", "null")
+    (root / "recovery.json").write_text(text + "\n", encoding="utf-8")
+    (root / "recovery.md").write_text(table + "\n", encoding="utf-8")
+    return table
+
+
+def _policy_change(folder: RunFolder) -> dict[str, float]:
+    """Return what the first event did to the policy's answers on the probe."""
+    log = folder.path / "interventions.jsonl"
+    if not log.exists():  # a threshold that was never crossed
+        return {}
+    first = json.loads(log.read_text(encoding="utf-8").partition("\n")[0])
+    change: dict[str, float] = first.get("policy_change", {})
+    return change
