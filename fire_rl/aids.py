@@ -106,7 +106,9 @@ class _Restarted:
     def __call__(self, progress_remaining: float) -> float:
         usual = float(self.usual(progress_remaining))
         passed = (self.model.num_timesteps - self.step) / self.restart.steps
-        return max(usual, self.restart.initial + (usual - self.restart.initial) * min(passed, 1.0))
+        if passed >= 1:
+            return usual
+        return max(usual, self.restart.initial + (usual - self.restart.initial) * passed)
 
     def __reduce__(self) -> Any:
         return copy.copy, (self.usual,)
