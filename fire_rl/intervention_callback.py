@@ -36,7 +36,7 @@ from fire_rl.logs import append_json, log_folder, summary_writer
 from fire_rl.networks import policy_tensors
 from fire_rl.reports import Recovery, recovery
 from fire_rl.rollout_callback import RolloutCallback, logger
-from fire_rl.schedules import At, Schedule, Threshold, make_schedule
+from fire_rl.schedules import At, Never, Schedule, Threshold, make_schedule
 from fire_rl.surgery import apply_intervention, groups_to_change
 from fire_rl.trigger import Trigger
 
@@ -110,6 +110,7 @@ class InterventionCallback(RolloutCallback):
         self._recovered = 0  # events whose recovery has been reported
         self._initial: dict[str, Tensor] = {}
         self._announced: set[int] | None = None
+        self._plan_is_said = False
 
     def _init_callback(self) -> None:
         if self._model is not self.model:
@@ -123,9 +124,7 @@ class InterventionCallback(RolloutCallback):
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
-        planned = self.clock.planned()
-        self._announce(planned)
-        self._warn_about_plan(planned)
+        self._plan_is_said = False  # later: the first rollout start may restore a checkpoint
 
     def _on_rollout_start(self) -> None:
         super()._on_rollout_start()
@@ -164,6 +163,7 @@ class InterventionCallback(RolloutCallback):
             self.restart_exploration.apply(self.model, self.num_timesteps)
 
     def _on_step(self) -> bool:
+        self._say_plan()
         self.episodes.record(self.num_timesteps, self.locals["infos"])
         return super()._on_step()
 
@@ -239,11 +239,20 @@ class InterventionCallback(RolloutCallback):
         for state in [state for state in own if "initial" in state][:1]:
             self._take_past(state)
         self.clock.branch_off(self.model)
+        self._say_plan()
 
     def _take_past(self, state: Mapping[str, Any]) -> None:
         device = self.model.device
         self._initial = {name: tensor.to(device) for name, tensor in state["initial"].items()}
         self.episodes.set_state(state["episodes"])
+
+    def _say_plan(self) -> None:
+        """Say what lies ahead, once in each call of ``learn()``, and warn of what is odd."""
+        if not self._plan_is_said:
+            self._plan_is_said = True
+            planned = self.clock.planned()
+            self._announce(planned)
+            self._warn_about_plan(planned)
 
     def _announce(self, planned: Sequence[int]) -> None:
         """Say what is planned; a later call of ``learn()`` with the same plan is silent."""
@@ -255,7 +264,9 @@ class InterventionCallback(RolloutCallback):
             plan = f"planned at {steps} {unit}" if planned else "no event is planned"
         else:
             plan = f"{self.clock.schedule}, in {unit}"
-        if self._announced is None or not self._announced.issuperset(planned):
+        silent = isinstance(self.clock.schedule, Never)  # the control says nothing
+        known = self._announced is not None and self._announced.issuperset(planned)
+        if not silent and not known:
             self._say(f"{self.intervention.name}: {plan}")
         self._announced = (self._announced or set()) | set(planned)
 
