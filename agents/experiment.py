@@ -6,9 +6,12 @@ Folders: ``<root>/s<seed>/trunk`` and ``<root>/s<seed>/<arm>``.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
 
 from agents.config import Checks, RunConfig, dump_yaml, parse_config
 from agents.interventions import entries
@@ -20,6 +23,7 @@ from fire_rl.interventions import INTERVENTIONS
 from fire_rl.reports import recovery, recovery_table
 
 CONTROL = "none"
+COMPARED = ("gain", "plateau_gain", "dip_below_control")
 
 
 def resolve_arms(config: RunConfig, names: str) -> dict[str, Any]:
@@ -105,6 +109,9 @@ def check_same_experiment(root: Path, config: RunConfig) -> None:
 def summarise(root: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
     """Measure every arm's recovery, write ``recovery.json`` and ``recovery.md``; return the table.
 
+    What compares an arm with the control goes to the arm's ``interventions.jsonl`` and TensorBoard
+    too.
+
     Seeds of earlier calls are in it too, as far as all arms are finished.
     """
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
@@ -122,6 +129,7 @@ def summarise(root: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
             step = int(checkpoint.name.partition(".")[0])
             measured = recovery(read_episodes(folder.path), step, end, control)
             numbers = {**measured.to_dict(), **_policy_change(folder)}
+            _record(folder, arm, step, numbers)
             found[arm].append(numbers)
             rows.append({"arm": arm, "seed": seed, **numbers})
     table = recovery_table(found)
@@ -129,6 +137,20 @@ def summarise(root: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
     (root / "recovery.json").write_text(text + "\n", encoding="utf-8")
     (root / "recovery.md").write_text(table + "\n", encoding="utf-8")
     return table
+
+
+def _record(folder: RunFolder, arm: str, step: int, numbers: Mapping[str, float]) -> None:
+    """Add the comparison with the control to the arm's own log and to its TensorBoard, once."""
+    log = folder.path / "interventions.jsonl"
+    entry = {"recovery_against": CONTROL, "arm": arm, **numbers}
+    compared = {key: numbers[key] for key in COMPARED if not math.isnan(numbers[key])}
+    if not compared or (log.exists() and '"recovery_against"' in log.read_text(encoding="utf-8")):
+        return
+    with log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry).replace("NaN", "null") + "\n")
+    with SummaryWriter(str(folder.path)) as writer:
+        for key, value in compared.items():
+            writer.add_scalar(f"recovery/{key}", value, step)
 
 
 def _policy_change(folder: RunFolder) -> dict[str, float]:

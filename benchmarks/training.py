@@ -82,7 +82,8 @@ def summarise(folder: Path) -> dict[str, Any]:
     with (folder / "progress.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
     evaluations = np.load(folder / "evaluations.npz")
-    events = [json.loads(line) for line in (folder / "interventions.jsonl").open()]
+    lines = map(json.loads, (folder / "interventions.jsonl").read_text().splitlines())
+    events = [line for line in lines if "networks" in line]  # the others tell of recovery
     environment = json.loads((folder / "environment.json").read_text())
     chance = random_returns(folder)
     return {

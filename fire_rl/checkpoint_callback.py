@@ -14,7 +14,7 @@ from fire_rl.checkpoint import Saved, latest, locked, restore, save
 from fire_rl.clock import EventClock
 from fire_rl.logs import log_folder
 from fire_rl.replay_files import check_buffer
-from fire_rl.rollout_callback import check_place, logger
+from fire_rl.rollout_callback import check_place, say
 from fire_rl.schedules import Every
 
 
@@ -151,5 +151,4 @@ class RunCheckpointCallback(BaseCallback):
         )
 
     def _say(self, message: str) -> None:
-        if self.verbose >= 1:
-            logger.info(message)
+        say(self, message)

@@ -87,11 +87,16 @@ class RolloutCallback(BaseCallback):
         return self.source.frozen or self.source.live(self.model)
 
     def _say(self, message: str) -> None:
-        if self.verbose >= 1:
-            if not logger.hasHandlers():  # the user asked for it and has not set logging up
-                logger.addHandler(logging.StreamHandler(sys.stdout))
-                logger.setLevel(logging.INFO)
-            logger.info(message)
+        say(self, message)
+
+
+def say(callback: BaseCallback, message: str) -> None:
+    """Log a line if the callback is verbose, on the terminal if the user has set up no logging."""
+    if callback.verbose >= 1:
+        if not logger.hasHandlers():
+            logger.addHandler(logging.StreamHandler(sys.stdout))
+            logger.setLevel(logging.INFO)
+        logger.info(message)
 
 
 def check_place(callback: BaseCallback) -> None:

@@ -13,7 +13,7 @@ import yaml
 from stable_baselines3 import DQN
 
 from fire_rl.reports import recovery
-from tests.runs import ENVIRONMENT, ROOT
+from tests.runs import ENVIRONMENT, ROOT, scalars
 
 SETTINGS = (
     "agent.learning_starts=100", "agent.buffer_size=1000", "checkpoint.every=500",
@@ -111,6 +111,12 @@ def test_arms_from_one_midpoint(main, config, tmp_path):
     assert by_arm["none", 0]["value_shift"] == 0 < by_arm["half", 0]["value_shift"]
     assert by_arm["half", 0]["value_shift"] < by_arm["fire", 0]["value_shift"]
     assert by_arm["none", 0]["before"] == by_arm["fire", 0]["before"]
+    (compared,) = [line for line in events_of(root / "s0" / "half") if "recovery_against" in line]
+    assert compared["gain"] == by_arm["half", 0]["gain"]
+    logged = scalars(root / "s0" / "half").Scalars("recovery/plateau_gain")
+    assert [(point.step, point.value) for point in logged] == [
+        (600, pytest.approx(by_arm["half", 0]["plateau_gain"]))
+    ]
     both = events_of(root / "s0" / "both")
     events = [(line["num_timesteps"], line["intervention"]) for line in both if "networks" in line]
     assert events[:2] == [(600, "redo"), (600, "optimizer_reset")]
