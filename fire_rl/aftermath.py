@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from torch import Tensor
@@ -51,8 +50,12 @@ def settle(
                     entries.append((tensors[name], update.entries))
         # SAC's and TD3's shared extractor may be held by both optimizers.
         optimizers = {id(group.optimizer): group.optimizer for group in network_groups(model)}
-        for optimizer in optimizers.values():
+        for optimizer in filter(None, optimizers.values()):
             forgotten += forget(optimizer, changed) + forget_entries(optimizer, entries)
+        temperature = getattr(model, "ent_coef_optimizer", None)
+        with_actor = any(group.role == "actor" for group in groups)
+        if aftermath.optimizer_state == "all" and temperature is not None and with_actor:
+            forgotten += forget(temperature, temperature.param_groups[0]["params"])
     if aftermath.entropy_temperature == "reset":
         done |= _reset_entropy_temperature(model)
     if aftermath.vecnormalize == "reset":
@@ -68,16 +71,16 @@ def settle(
 @torch.no_grad()
 def _reset_entropy_temperature(model: BaseAlgorithm) -> dict[str, Any]:
     """Put a learned temperature back to its start value, as SAC parses it from ``ent_coef``."""
-    if not isinstance(model, SAC) or model.log_ent_coef is None:
+    temperature = getattr(model, "log_ent_coef", None)
+    if temperature is None:
         logger.warning("%s has no learned entropy temperature to reset.", type(model).__name__)
         return {}
-    assert isinstance(model.ent_coef, str)
-    assert model.ent_coef_optimizer is not None
-    _, _, start = model.ent_coef.partition("_")
-    before = model.log_ent_coef.exp().item()
-    model.log_ent_coef.copy_(torch.tensor([float(start or 1.0)]).log())
-    forget(model.ent_coef_optimizer, [model.log_ent_coef])
-    return {"entropy_temperature": [before, model.log_ent_coef.exp().item()]}
+    learner: Any = model  # SAC, TQC and CrossQ name these alike
+    _, _, start = learner.ent_coef.partition("_")
+    before = temperature.exp().item()
+    temperature.copy_(torch.tensor([float(start or 1.0)]).log())
+    forget(learner.ent_coef_optimizer, [temperature])
+    return {"entropy_temperature": [before, temperature.exp().item()]}
 
 
 def _reset_vecnormalize(model: BaseAlgorithm) -> dict[str, Any]:

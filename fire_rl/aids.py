@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from gymnasium import spaces
-from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor, nn
 
 from fire_rl._validation import check_int, check_positive, check_share, nearest
-from fire_rl.interventions.base import Update, write
+from fire_rl.interventions.base import Intervention, Update, write
 from fire_rl.layers import WeightLayer, check_writable
 from fire_rl.measurement import Observed, observe
 from fire_rl.networks import NetworkGroup, network_groups, restored
@@ -84,15 +83,16 @@ class ExplorationRestart:
 
     def apply(self, model: BaseAlgorithm, step: int) -> None:
         """Replace DQN's schedule of ε until ``steps`` have passed since an event at ``step``."""
-        assert isinstance(model, DQN)
-        usual = model.exploration_schedule
+        explorer: Any = model  # DQN and QR-DQN name these alike
+        usual = explorer.exploration_schedule
         while isinstance(usual, _Restarted):
             usual = usual.usual
         if model.num_timesteps >= step + self.steps:
-            model.exploration_schedule = usual
+            explorer.exploration_schedule = usual
             return
-        model.exploration_schedule = _Restarted(self, model, step, usual)
-        model.exploration_rate = model.exploration_schedule(model._current_progress_remaining)
+        restarted = _Restarted(self, model, step, usual)
+        explorer.exploration_schedule = restarted
+        explorer.exploration_rate = restarted(model._current_progress_remaining)
 
 
 class _Restarted:
@@ -106,7 +106,7 @@ class _Restarted:
     def __call__(self, progress_remaining: float) -> float:
         usual = float(self.usual(progress_remaining))
         passed = (self.model.num_timesteps - self.step) / self.restart.steps
-        if passed >= 1:
+        if not 0 <= passed < 1:  # over, or another call of learn() that counts from 0
             return usual
         return max(usual, self.restart.initial + (usual - self.restart.initial) * passed)
 
@@ -152,10 +152,10 @@ def check_aids(
             f"`warmup_updates` needs a replay buffer, and {type(model).__name__} has none: leave "
             "it out."
         )
-    if restart is not None and not isinstance(model, DQN):
+    if restart is not None and not hasattr(model, "exploration_schedule"):
         raise ValueError(
-            f"`restart_exploration` is about DQN's ε, and {type(model).__name__} has none: leave "
-            "it out."
+            "`restart_exploration` is about the ε of DQN and QR-DQN, and "
+            f"{type(model).__name__} has none: leave it out."
         )
 
 
@@ -168,6 +168,42 @@ def warm_up(model: BaseAlgorithm, updates: int) -> None:
     assert isinstance(model, OffPolicyAlgorithm)
     if updates and model.num_timesteps > model.learning_starts:
         model.train(gradient_steps=updates, batch_size=model.batch_size)
+
+
+def check_head_refit(
+    model: BaseAlgorithm,
+    groups: Sequence[NetworkGroup],
+    intervention: Intervention,
+    refit: HeadRefit | None,
+) -> None:
+    """Raise ValueError if the heads cannot be fitted, or fitting them would be wrong."""
+    if refit is None:
+        return
+    if intervention.aftermath.target == "same":
+        raise ValueError(
+            "`head_refit` fits the online heads only, and `target='same'` would leave the target's "
+            "unfitted: use target='copy' or 'keep'."
+        )
+    if intervention.name == "redo":
+        raise ValueError(
+            "`head_refit` would undo `redo`, whose recycled units have outgoing weights of 0: "
+            "leave it out."
+        )
+    heads = {name: group.role for group in groups for name in group.online.heads}
+    if not heads:
+        raise ValueError(
+            f"`head_refit` needs a network with an output layer among those acted on; there is "
+            f"none in {', '.join(group.role for group in groups)}."
+        )
+    logits = isinstance(model, OnPolicyAlgorithm) and "actor" in heads.values()
+    discrete = isinstance(
+        model.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+    )
+    if refit.temperature != 1 and not (logits and discrete):
+        raise ValueError(
+            "`temperature` is about the logits of a categorical policy, and there is none among "
+            f"the networks of this {type(model).__name__} that are acted on: leave it at 1."
+        )
 
 
 def with_head_refit(
@@ -199,30 +235,16 @@ def with_head_refit(
         for layer in group.online.layers:
             if layer.is_head and not layer.frozen and layer.name in new:
                 answers = _answers(layer, old[layer.name])
-                updates |= _refitted(model, group, layer, refit, new[layer.name], answers)
+                if isinstance(model, OnPolicyAlgorithm) and group.role == "actor":
+                    answers = answers / refit.temperature
+                updates |= _refitted(layer, refit, new[layer.name], answers)
         fitted[group.role] = updates
     return fitted
 
 
 def _refitted(
-    model: BaseAlgorithm,
-    group: NetworkGroup,
-    layer: WeightLayer,
-    refit: HeadRefit,
-    features: Tensor,
-    answers: Tensor,
+    layer: WeightLayer, refit: HeadRefit, features: Tensor, answers: Tensor
 ) -> dict[str, Update]:
-    discrete = isinstance(
-        model.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
-    )
-    if refit.temperature != 1:
-        is_policy = isinstance(model, OnPolicyAlgorithm) and group.role == "actor"
-        if not (isinstance(model, OnPolicyAlgorithm) and discrete):
-            raise ValueError(
-                "`temperature` is about the logits of a categorical policy, and this "
-                f"{type(model).__name__} has none: leave it at 1."
-            )
-        answers = answers / refit.temperature if is_policy else answers
     weight, bias = refit.fit(features, answers, layer.bias is not None)
     updates = {layer.tensor_name("weight"): Update(weight.to(layer.weight), "refit")}
     if layer.bias is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -65,11 +66,24 @@ class EventClock:
         self._updates = []
 
     def branch_off(self, model: BaseAlgorithm) -> None:
-        """Begin at the model's step, after a restored past: an event at this step lies ahead."""
+        """Begin at the model's step, after a restored past: an event at this step lies ahead.
+
+        Gradient updates are counted from here on.
+        """
         self.reset()
         self.start(model)
         assert self._previous is not None
-        self._previous -= 1
+        if self.unit == "timesteps":
+            self._previous -= 1
+
+    @contextmanager
+    def not_counting(self) -> Iterator[None]:
+        """Leave out the gradient updates that are made inside."""
+        before = list(self._updates)
+        try:
+            yield
+        finally:
+            self._updates[:] = before
 
     def stop(self) -> None:
         """End a ``learn()`` call: take the hooks off the optimizers."""
@@ -139,7 +153,8 @@ class EventClock:
 
     def _count_updates(self, model: BaseAlgorithm) -> None:
         groups = network_groups(model)
-        optimizers = list({id(group.optimizer): group.optimizer for group in groups}.values())
+        distinct = {id(group.optimizer): group.optimizer for group in groups}
+        optimizers = [optimizer for optimizer in distinct.values() if optimizer is not None]
         self._updates = self._updates or [0] * len(optimizers)
 
         def count(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

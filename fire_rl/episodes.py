@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ class EpisodeLog:
             if episode is not None:
                 self.episodes.append((step, float(episode["r"])))
                 self._lengths.append(int(episode["l"]))
+
+    def between(self, after: float, until: float) -> list[tuple[int, float]]:
+        """Return the episodes that ended in ``(after, until]``."""
+        first = bisect_right(self.episodes, after, key=lambda episode: episode[0])
+        last = bisect_right(self.episodes, until, key=lambda episode: episode[0])
+        return self.episodes[first:last]
 
     def write(self, folder: Path) -> None:
         """Write ``episodes.csv``, whole."""

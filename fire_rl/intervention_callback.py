@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
 from fire_rl._validation import check_int
@@ -22,6 +23,7 @@ from fire_rl.aids import (
     as_exploration_restart,
     as_head_refit,
     check_aids,
+    check_head_refit,
     warm_up,
 )
 from fire_rl.clock import EventClock, Unit
@@ -34,13 +36,12 @@ from fire_rl.interventions import (
 )
 from fire_rl.logs import append_json, log_folder, summary_writer
 from fire_rl.networks import policy_tensors
-from fire_rl.reports import Recovery, recovery
+from fire_rl.recovery_log import RecoveryLog
+from fire_rl.reports import Recovery
 from fire_rl.rollout_callback import RolloutCallback, logger
 from fire_rl.schedules import At, Never, Schedule, Threshold, make_schedule
 from fire_rl.surgery import apply_intervention, groups_to_change
 from fire_rl.trigger import Trigger
-
-_SHOWN = ("before", "dip", "steps_to_regain", "area_lost", "plateau")  # of a recovery
 
 
 class InterventionCallback(RolloutCallback):
@@ -105,25 +106,37 @@ class InterventionCallback(RolloutCallback):
         self.head_refit = as_head_refit(head_refit)
         self.warmup_updates = check_int("warmup_updates", warmup_updates, 0)
         self.restart_exploration = as_exploration_restart(restart_exploration)
+        self._forget_the_past()
+        self._plan_is_said = False
+
+    def _forget_the_past(self) -> None:
         self.reports: list[InterventionReport] = []
-        self.episodes = EpisodeLog()
-        self._recovered = 0  # events whose recovery has been reported
+        self.recovery = RecoveryLog(self.intervention.name)
         self._initial: dict[str, Tensor] = {}
         self._announced: set[int] | None = None
-        self._plan_is_said = False
+        self._restarted: tuple[int, ExplorationRestart] | None = None
 
     def _init_callback(self) -> None:
         if self._model is not self.model:
-            groups_to_change(self.model, self.intervention)  # a misfit shows before training
-            check_aids(self.model, self.warmup_updates, self.restart_exploration)
+            self.check(self.model)  # a misfit shows before training
             if self.trigger is not None:
                 self.trigger.start(self.model)
+            self._forget_the_past()
             tensors = policy_tensors(self.model.policy)
             self._initial = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         super()._init_callback()
 
+    def check(self, model: BaseAlgorithm) -> None:
+        """Raise ValueError if an option does not fit a model: a role, a layer, an aid."""
+        groups = groups_to_change(model, self.intervention)
+        check_aids(model, self.warmup_updates, self.restart_exploration)
+        check_head_refit(model, groups, self.intervention, self.head_refit)
+        if self.trigger is not None:
+            self.trigger.check(model)
+
     def _on_training_start(self) -> None:
         super()._on_training_start()
+        self.recovery.start(self.model.num_timesteps)
         self._plan_is_said = False  # later: the first rollout start may restore a checkpoint
 
     def _on_rollout_start(self) -> None:
@@ -149,8 +162,10 @@ class InterventionCallback(RolloutCallback):
             probe=self._probe(),
             seed=None if self.seed is None else self.seed + planned_step,
             head_refit=self.head_refit,
+            live=lambda: self.source.live(self.model) if self.source is not None else None,
         )
         self.reports.append(report)
+        self.recovery.steps.append(report.num_timesteps)
         for key, value in report.scalars().items():
             self.logger.record(key, value)
         # Off-policy algorithms dump when episodes end only, and keep the last value of a key.
@@ -158,9 +173,15 @@ class InterventionCallback(RolloutCallback):
         self._append_to_log({"planned_step": planned_step, **cause, **report.to_dict()})
         self._say(report.summary())
         if self.warmup_updates:
-            warm_up(self.model, self.warmup_updates)
+            with self.clock.not_counting():
+                warm_up(self.model, self.warmup_updates)
         if self.restart_exploration is not None:
+            self._restarted = (self.num_timesteps, self.restart_exploration)
             self.restart_exploration.apply(self.model, self.num_timesteps)
+
+    def _on_rollout_end(self) -> None:
+        if not isinstance(self.clock.schedule, Never):  # the control needs no observations
+            super()._on_rollout_end()
 
     def _on_step(self) -> bool:
         self._say_plan()
@@ -169,35 +190,24 @@ class InterventionCallback(RolloutCallback):
 
     def _on_training_end(self) -> None:
         super()._on_training_end()
+        if self._restarted is not None:
+            self._restarted[1].apply(self.model, self._restarted[0])  # takes it off if it is over
         folder = self._folder()
         if folder is not None:
             self.episodes.write(folder)
-        self._report_recovery()
+        writer = summary_writer(self.logger)
+        line = self.recovery.tell(self.num_timesteps, self._append_to_log, writer)
+        if line:
+            self._say(line)
+
+    @property
+    def episodes(self) -> EpisodeLog:
+        """All training episodes so far."""
+        return self.recovery.episodes
 
     def recoveries(self) -> list[Recovery]:
         """Return how the training's return went on after each event, up to the next or to now."""
-        steps = [report.num_timesteps for report in self.reports]
-        spans = [(a, b) for a, b in pairwise([*steps, self.num_timesteps]) if b > a]
-        return [recovery(self.episodes.episodes, step, end) for step, end in spans]
-
-    def _report_recovery(self) -> None:
-        """Log the recovery from each event; called at the end of the training."""
-        found = self.recoveries()
-        writer = summary_writer(self.logger)
-        for result in found[self._recovered :]:
-            if result.episodes == 0:
-                continue  # nothing to tell
-            numbers = result.to_dict()
-            shown = {key: numbers[key] for key in _SHOWN}
-            self._append_to_log({"recovery": self.intervention.name, **numbers})
-            if writer is not None:
-                for key, value in shown.items():
-                    writer.add_scalar(f"recovery/{key}", value, result.step)
-            words = [f"{key.replace('_', ' ')} {value:,.4g}" for key, value in shown.items()]
-            event = f"{self.intervention.name} at step {result.step:,}"
-            self._say(f"recovery from {event}: {', '.join(words)}")
-        # A later call of learn() goes on from the last event: its report is written again.
-        self._recovered = max(0, len(found) - 1)
+        return self.recovery.results(self.num_timesteps)
 
     def get_state(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values."""
@@ -206,8 +216,8 @@ class InterventionCallback(RolloutCallback):
             "reports": reports,
             "initial": self._initial,
             "announced": self._announced,
-            "episodes": self.episodes.get_state(),
-            "recovered": self._recovered,
+            "recovery": self.recovery.get_state(),
+            "restarted": self._restarted and (self._restarted[0], asdict(self._restarted[1])),
         }
         trigger = {} if self.trigger is None else {"trigger": self.trigger.get_state()}
         return {**super().get_state(), **own, **trigger}
@@ -217,11 +227,10 @@ class InterventionCallback(RolloutCallback):
         super().set_state(state)
         self.reports = [InterventionReport.from_dict(report) for report in state["reports"]]
         self._take_past(state)
-        self._announced, self._recovered = state["announced"], state["recovered"]
+        self.recovery.set_state(state["recovery"])
+        self._announced = state["announced"]
         if self.trigger is not None and "trigger" in state:
             self.trigger.set_state(state["trigger"])
-        if self.restart_exploration is not None and self.reports:
-            self.restart_exploration.apply(self.model, self.reports[-1].num_timesteps)
 
     def branch_off(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Begin in a training that was restored from another one's checkpoint.
@@ -233,9 +242,11 @@ class InterventionCallback(RolloutCallback):
             states: Of the callbacks in the checkpoint.
         """
         assert self.source is not None
+        self._forget_the_past()
         own = [state["own"] for state in states if "own" in state]
-        for state in [state for state in own if "source" in state][:1]:
-            self.source.set_state(state["source"], self.model.device)
+        seen = [state["source"] for state in own if "source" in state]
+        for source in [s for s in seen if s["frozen"] is not None or s["window"]][:1]:
+            self.source.set_state(source, self.model.device)
         for state in [state for state in own if "initial" in state][:1]:
             self._take_past(state)
         self.clock.branch_off(self.model)
@@ -244,7 +255,11 @@ class InterventionCallback(RolloutCallback):
     def _take_past(self, state: Mapping[str, Any]) -> None:
         device = self.model.device
         self._initial = {name: tensor.to(device) for name, tensor in state["initial"].items()}
-        self.episodes.set_state(state["episodes"])
+        self.episodes.set_state(state["recovery"]["episodes"])
+        if state["restarted"] is not None:
+            step, options = state["restarted"]
+            self._restarted = (step, ExplorationRestart(**options))
+            self._restarted[1].apply(self.model, step)
 
     def _say_plan(self) -> None:
         """Say what lies ahead, once in each call of ``learn()``, and warn of what is odd."""

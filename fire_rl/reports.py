@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,32 +17,39 @@ from fire_rl._validation import check_int
 
 Episodes = Sequence[tuple[int, float]]
 
+_Array = NDArray[np.float64]
+
 BINS = 20
 # Of the bins: how many before the event are "before", and at the end "the plateau".
 _LEVEL_BINS = 4
+# Where a task is solved, noise alone keeps a curve below its own mean for ever.
+_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
 class Recovery:
     """How the return went on after an event. NaN where there were no episodes to tell from.
 
-    The steps from the event to the end are cut into equal bins; the curve is each bin's mean
-    return, and a level is the mean return over a fifth of these steps.
+    The steps from the event to the end are cut into 20 equal bins. The curve is each bin's mean
+    return, interpolated over bins in which no episode ended; a level is the mean over a fifth of
+    these steps, four bins.
 
     Attributes:
         step: Environment steps of the event.
         end: Up to which step it was observed.
-        before: Mean return just before.
-        dip: How far the lowest bin lies below ``before``, at least 0.
+        before: Level just before.
+        dip: How far the lowest bin lies below ``before``, at least 0. So it does a little by noise
+            alone: compare it with the control's.
         steps_to_regain: Environment steps from the event to the end of the first bin that is back
-            at ``before`` after the curve fell below it; 0 if it never fell, NaN if it has not
-            regained it.
-        area_lost: ``∫ max(before - curve, 0)`` until then, in return times steps.
-        plateau: Mean return at the end.
+            at ``before``, but for 5 % of its magnitude, and from which on that level holds; 0 if
+            the curve never fell below that, NaN if it is not regained.
+        area_lost: ``∫ max(before - curve, 0)`` up to the end, in return times steps.
+        plateau: Level at the end.
         episodes: Number of episodes after the event.
         gain: Mean of the curve minus that of the control; NaN without a control. So are the next.
         plateau_gain: Plateau minus that of the control.
         dip_below_control: How far the curve falls below the control's in any bin, at least 0.
+        steps_to_reach_control: As ``steps_to_regain``, with the control's curve for ``before``.
     """
 
     step: int
@@ -56,6 +63,7 @@ class Recovery:
     gain: float = math.nan
     plateau_gain: float = math.nan
     dip_below_control: float = math.nan
+    steps_to_reach_control: float = math.nan
 
     def to_dict(self) -> dict[str, float]:
         """Return the numbers by name."""
@@ -80,37 +88,26 @@ def recovery(episodes: Episodes, step: int, end: int, control: Episodes | None =
     width = (end - step) / BINS
     before = _mean(episodes, step - _LEVEL_BINS * width, step)
     curve = _curve(episodes, step, width)
-    low = np.flatnonzero(curve < before)
-    first = int(low[0]) if len(low) else BINS
-    back = np.flatnonzero(curve[first:] >= before)
-    regained = first + int(back[0]) + 1 if len(back) else BINS
-    steps_to_regain = math.nan
-    if not math.isnan(before) and np.isfinite(curve).any():
-        steps_to_regain = 0.0 if first == BINS else regained * width if len(back) else math.nan
-    lost = np.maximum(before - curve[:regained], 0)
+    below = before - curve
     result = Recovery(
         step=step,
         end=end,
         before=before,
-        dip=max(0.0, before - float(np.nanmin(curve))) if np.isfinite(curve).any() else math.nan,
-        steps_to_regain=steps_to_regain,
-        area_lost=float(np.nansum(lost) * width) if not math.isnan(before) else math.nan,
+        dip=float(np.maximum(below, 0).max()),
+        steps_to_regain=width * _bins_until(curve, np.full(BINS, before)),
+        area_lost=float(np.maximum(below, 0).sum() * width),
         plateau=_mean(episodes, end - _LEVEL_BINS * width, end),
         episodes=sum(step < at <= end for at, _ in episodes),
     )
     if control is None:
         return result
-    difference = curve - _curve(control, step, width)
-    known = np.isfinite(difference)
-    return Recovery(
-        **{
-            **asdict(result),
-            "gain": float(difference[known].mean()) if known.any() else math.nan,
-            "plateau_gain": result.plateau - _mean(control, end - _LEVEL_BINS * width, end),
-            "dip_below_control": max(0.0, -float(difference[known].min()))
-            if known.any()
-            else math.nan,
-        }
+    reference = _curve(control, step, width)
+    return replace(
+        result,
+        gain=float((curve - reference).mean()),
+        plateau_gain=result.plateau - _mean(control, end - _LEVEL_BINS * width, end),
+        dip_below_control=float(np.maximum(reference - curve, 0).max()),
+        steps_to_reach_control=width * _bins_until(curve, reference),
     )
 
 
@@ -129,6 +126,7 @@ def recovery_table(arms: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         "steps_to_regain": "steps to regain",
         "area_lost": "area lost",
         "plateau": "plateau",
+        "steps_to_reach_control": "steps to reach none",
         "plateau_gain": "plateau - none",
         "gain": "mean - none",
         "policy_kl": "policy KL",
@@ -155,10 +153,26 @@ def _mean(episodes: Episodes, after: float, until: float) -> float:
     return float(np.mean(returns)) if returns else math.nan
 
 
-def _curve(episodes: Episodes, step: int, width: float) -> NDArray[np.float64]:
-    """Mean return of each bin after a step; NaN where no episode ended."""
+def _curve(episodes: Episodes, step: int, width: float) -> _Array:
+    """Mean return of each bin after a step, interpolated where no episode ended."""
     edges = step + width * np.arange(BINS + 1)
-    return np.array([_mean(episodes, a, b) for a, b in pairwise(edges)])
+    means = np.array([_mean(episodes, a, b) for a, b in pairwise(edges)])
+    known = np.flatnonzero(np.isfinite(means))
+    return np.interp(np.arange(BINS), known, means[known]) if len(known) else means
+
+
+def _bins_until(curve: _Array, reference: _Array) -> float:
+    """Number of bins until a curve is back at a reference for good, see :class:`Recovery`."""
+    if not np.isfinite(curve - reference).all():
+        return math.nan
+    above = curve - reference + _TOLERANCE * np.abs(reference)
+    # Each bin, and the four that begin with it: one lucky bin is no recovery.
+    levels = np.array([above[k : k + _LEVEL_BINS].mean() for k in range(BINS)])
+    fallen = np.flatnonzero(above < 0)
+    if len(fallen) == 0:
+        return 0.0
+    back = [k for k in range(fallen[0], BINS) if above[k] >= 0 and levels[k] >= 0]
+    return back[0] + 1.0 if back else math.nan
 
 
 def _cell(values: Sequence[float]) -> str:

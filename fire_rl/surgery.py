@@ -7,7 +7,7 @@ state change in place. The training's random numbers are untouched.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
 from functools import cache
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fire_rl._random import isolated_rng
 from fire_rl.aftermath import settle
-from fire_rl.aids import HeadRefit, Plans, as_head_refit, with_head_refit
+from fire_rl.aids import HeadRefit, Plans, as_head_refit, check_head_refit, with_head_refit
 from fire_rl.connections import Connection
 from fire_rl.interventions import make_intervention
 from fire_rl.interventions.base import Context, Intervention, Update, check_finite, write
@@ -59,6 +59,7 @@ def apply_intervention(
     probe: Probe | None = None,
     seed: int | None = None,
     head_refit: HeadRefit | Mapping[str, Any] | bool | None = None,
+    live: Callable[[], Probe | None] | None = None,
 ) -> InterventionReport:
     """Apply an intervention to an SB3 model now.
 
@@ -78,6 +79,8 @@ def apply_intervention(
         seed: Of the intervention's own random numbers; by default the model's seed plus its steps.
         head_refit: Whether to fit the output layers, in closed form, to what they answered on the
             probe before; see :class:`~fire_rl.aids.HeadRefit`.
+        live: Draws the observations that the networks train on now, for interventions that judge
+            units (ReDo); by default those of ``probe``.
 
     Returns:
         The report.
@@ -89,6 +92,7 @@ def apply_intervention(
     started = time.perf_counter()
     intervention, refit = make_intervention(intervention), as_head_refit(head_refit)
     every_group, groups = network_groups(model), groups_to_change(model, intervention)
+    check_head_refit(model, groups, intervention, refit)
     seed = (model.seed or 0) + model.num_timesteps if seed is None else seed
     for group in groups:
         check_finite(group.online)
@@ -97,7 +101,7 @@ def apply_intervention(
     if probe is None:
         probe = ProbeSource(probe_size(every_group), seed).live(model)
     observed = observe(model, every_group, probe) if probe is not None else None
-    context = _context(model, groups, initial, observed, probe, seed)
+    context = _context(model, groups, initial, observed, probe, live, seed)
     with isolated_rng(seed):
         plans = {group.role: intervention.plan(group.online, context) for group in groups}
         target_plans = _plan_targets(groups, intervention, context)
@@ -147,6 +151,7 @@ def _context(
     initial: Mapping[str, Tensor] | None,
     observed: Observed | None,
     probe: Probe | None,
+    live: Callable[[], Probe | None] | None,
     seed: int,
 ) -> Context:
     @cache
@@ -154,14 +159,18 @@ def _context(
         return policy_tensors(fresh_policy(model, seed))
 
     def remembered() -> Mapping[str, Tensor]:
-        if initial is None:
+        if not initial:
             raise ValueError(
                 "`source='initial'` needs the weights that the run began with, and nobody "
                 "recorded them: use a callback from the start of training, or pass `initial=`."
             )
         return initial
 
+    @cache
     def activations() -> Mapping[str, Tensor]:
+        current = live() if live is not None else None
+        if current is not None:
+            return observe(model, network_groups(model), current).activations.post
         if observed is None:
             raise ValueError("There are no observations yet to measure activations on.")
         return observed.activations.post

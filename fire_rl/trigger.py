@@ -33,15 +33,15 @@ class Trigger:
         self._warned = False
 
     def start(self, model: BaseAlgorithm) -> None:
-        """Begin with a new model.
+        """Begin with a new model."""
+        self.check(model)
+        self.state = ThresholdState()
 
-        Raises:
-            ValueError: If the model has no network of the role that is watched.
-        """
+    def check(self, model: BaseAlgorithm) -> None:
+        """Raise ValueError if a model has no network of the role that is watched."""
         if self.threshold.network is not None:
             roles = [group.role for group in network_groups(model)]
             check_choice("network", self.threshold.network, roles)
-        self.state = ThresholdState()
 
     def look(
         self, model: BaseAlgorithm, probe: Probe | None, step: int, horizon: int | None

@@ -18,8 +18,8 @@ RINGS = [
         "plain", "object_state", "connections",
     },
     {
-        "networks", "probe", "replay", "measurement", "aftermath", "surgery", "clock",
-        "logs", "rollout_callback", "metrics_callback", "intervention_callback",
+        "anatomy", "contrib_anatomies", "networks", "probe", "replay", "measurement", "aftermath", "surgery", "clock",
+        "logs", "rollout_callback", "metrics_callback", "intervention_callback", "recovery_log",
         "callbacks", "training_state",
         "vec_env_state", "replay_files", "checkpoint", "checkpoint_callback", "trigger", "aids",
     },

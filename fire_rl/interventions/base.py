@@ -59,6 +59,11 @@ class Network:
             found.append(replace(layer, tensor_names=registered))
         return tuple(found)
 
+    def is_frozen(self, name: str) -> bool:
+        """Tell whether the user has excluded a parameter from training; a buffer is not frozen."""
+        tensor = self.tensors[name]
+        return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+
     @cached_property
     def norm_tensors(self) -> tuple[str, ...]:
         """Names of scales, shifts and running statistics of normalisation layers."""
@@ -122,7 +127,7 @@ class Aftermath:
         target: Target networks where the online network changed: ``"copy"`` the online network
             into them, ``"keep"`` them, or do the ``"same"`` to their own weights.
         optimizer_state: Forget moments and step count of every ``"changed"`` parameter, of
-            ``"all"`` parameters of the networks acted on, or ``"keep"`` them.
+            ``"all"`` parameters of the networks acted on and SAC's temperature, or ``"keep"`` them.
         entropy_temperature: ``"reset"`` SAC's learned temperature to the start value in
             ``ent_coef``, with its optimizer; a fixed one is never touched.
         vecnormalize: ``"reset"`` the running statistics of VecNormalize.

@@ -193,7 +193,9 @@ class FIRE(LayerOptions):
         return float(self.scale)
 
     def _reset(self, names: Sequence[str], network: Network, context: Context) -> dict[str, Update]:
-        present = [name for name in names if name in network.tensors]
+        present = [
+            name for name in names if name in network.tensors and not network.is_frozen(name)
+        ]
         if not present:
             return {}
         source = context.source(self.source)

@@ -70,7 +70,7 @@ class ReDo(LayerOptions):
     target: Literal["copy", "keep", "same"] = field(default="keep", kw_only=True)
 
     name: ClassVar[str] = "redo"
-    # Sokar et al. 2023, in steps of the agent.
+    # In environment steps; see `paper`.
     schedules: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"every": 1_000}}
 
     def __post_init__(self) -> None:
@@ -79,7 +79,11 @@ class ReDo(LayerOptions):
 
     @classmethod
     def paper(cls, **options: Any) -> ReDo:
-        """Return ReDo as published for DQN: τ = 0.025. Published every 1,000 gradient steps."""
+        """Return ReDo as published for DQN: τ = 0.025.
+
+        Its schedule is every 1,000 environment steps, as in timoklein/redo, where one update is
+        made in each; at another replay ratio give ``unit="gradient_updates"``.
+        """
         return cls(**{"tau": 0.025, **options})
 
     def check(self, networks: Sequence[Network]) -> None:

@@ -104,13 +104,7 @@ class Reset(Options):
                 (layer, part) for layer in self._layers(network) for part in ("weight", "bias")
             ]
             names = [layer.tensor_name(part) for layer, part in parts if _has(layer, part)]
-        # A frozen parameter is kept; buffers of norm layers, which need no gradient, are reset.
-        frozen = {
-            name
-            for name, tensor in network.tensors.items()
-            if isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
-        }
-        names = [name for name in names if name not in frozen]
+        names = [name for name in names if not network.is_frozen(name)]
         if not names:
             return {}
         new = context.source(self.source)

@@ -101,7 +101,7 @@ class ShrinkAndPerturb(LayerOptions):
     @classmethod
     def sr_spr(cls, **options: Any) -> ShrinkAndPerturb:
         """Return SR-SPR (D'Oro et al. 2023): the encoder keeps 0.8, linear layers are reset."""
-        return cls(**{"conv": 0.8, "hidden": 0.0, "head": 0.0, **options})
+        return cls(**{"keep": 0.8, "hidden": 0.0, "head": 0.0, **options})
 
     def check(self, networks: Sequence[Network]) -> None:
         """Raise ValueError if a name pattern matches no layer, or a layer cannot be written."""
