@@ -38,7 +38,7 @@ try:
     import envs
     from agents import ConfigError, RunConfig, load_agent, make_agent, parse_config
     from agents.algorithms import hyperparameters
-    from agents.callbacks import TaskCallback, evaluation_callback
+    from agents.callbacks import evaluation_callback
     from agents.config import Checkpoint, Checks, dump_yaml
     from agents.experiment import (
         branch_config,
@@ -58,6 +58,7 @@ try:
         record_config,
         record_outcome,
     )
+    from agents.tasks import TaskCallback, TaskEvaluation
 except ModuleNotFoundError as error:
     sys.exit(f"train.py needs {error.name}. Install all that it uses: pip install -e '.[train]'")
 
@@ -72,11 +73,13 @@ USER_ERRORS = (ValueError, ImportError, OSError, CheckpointError)
 FRAME_BUFFER = "fire_rl.replay.FrameReplayBuffer"
 # Evaluation must not replay the training's episodes.
 EVAL_SEED_OFFSET = 10_000
+MAX_EVAL_COPIES = 10  # of the evaluation on earlier tasks: one prediction for all of them
 
 
 def check_tasks(tasks: Any, run: Mapping[str, Any]) -> None:
     """Check the sequence of tasks."""
-    envs.check_tasks(tasks.model_dump(), run.get("n_envs", 1))
+    options = run.get("env_options", {})
+    envs.check_tasks(tasks.model_dump(), run.get("n_envs", 1), run["env"], options, run["imports"])
 
 
 def check_callbacks(intervention: Any, run: Mapping[str, Any]) -> None:
@@ -271,7 +274,12 @@ def build(config: RunConfig, folder: RunFolder, args: Args) -> Run:
     if config.eval is not None:
         environments.append(make_env(config, config.eval.n_envs, training=False))
     if config.tasks is not None:
-        callbacks.append(TaskCallback([partial(envs.set_task, env) for env in environments[1:]]))
+        listeners = [partial(envs.set_task, env) for env in environments[1:]]
+        callbacks.append(TaskCallback(listeners))
+        if config.tasks.evaluate_earlier is not None:
+            on_tasks = task_evaluation(config, folder)
+            callbacks.append(on_tasks)
+            environments.append(on_tasks.eval_env)
     if config.eval is not None:
         callbacks.append(
             evaluation_callback(
@@ -303,6 +311,21 @@ def build(config: RunConfig, folder: RunFolder, args: Args) -> Run:
         model.set_logger(folder.logger(tables=not args.progress))
         continue_csv(model.logger, earlier)
     return Run(config, folder, model, environments, callbacks)
+
+
+def task_evaluation(config: RunConfig, folder: RunFolder) -> TaskEvaluation:
+    """Build the evaluation on this and on earlier tasks, which has environments of its own."""
+    assert config.tasks is not None
+    copies = min(config.tasks.evaluate_episodes, MAX_EVAL_COPIES)
+    seed = config.seed + 2 * EVAL_SEED_OFFSET
+    return TaskEvaluation(
+        config.tasks,
+        make_env(config, copies, training=False, seed=seed, vec_env="dummy"),
+        envs.set_task,
+        folder=folder.path,
+        seed=seed,
+        deterministic=is_deterministic(config),
+    )
 
 
 def with_frame_buffer(config: RunConfig, env: VecEnv) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""SB3's evaluation with what a run folder needs besides, and the number of the task."""
+"""SB3's evaluation with what a run folder needs besides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
@@ -34,28 +33,6 @@ def evaluation_callback(
         deterministic=deterministic,
         verbose=0,
     )
-
-
-class TaskCallback(BaseCallback):
-    """Log which task of a sequence is being trained, and tell whom it concerns.
-
-    Args:
-        listeners: Called with the number of each new task.
-    """
-
-    def __init__(self, listeners: Sequence[Callable[[int], None]] = ()) -> None:
-        super().__init__()
-        self.listeners = listeners
-        self.task = 0
-
-    def _on_step(self) -> bool:
-        task = int(self.locals["infos"][0]["task"])
-        if task != self.task:
-            self.task = task
-            for listener in self.listeners:
-                listener(task)
-        self.logger.record("rollout/task", task)
-        return True
 
 
 class _SaveNormalization(BaseCallback):

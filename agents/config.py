@@ -76,11 +76,25 @@ class Checkpoint(Section):
 
 
 class Tasks(Section):
-    """How the environment changes while the agent trains, and every how many steps."""
+    """How the environment changes while the agent trains, and every how many steps.
+
+    Values that are null are the change's own defaults; those of other changes are faults. With
+    ``evaluate_earlier`` the policy is evaluated at the end of each task, on it and on at most so
+    many earlier ones; null for no such evaluation.
+    """
 
     change: str
     every: Count
     seed: Annotated[int, Field(ge=0)] = 0
+    recurring: Count | None = None
+    std: Annotated[float, BeforeValidator(as_number), Field(gt=0)] | None = None
+    parameters: list[str] | None = None
+    range: list[Annotated[float, BeforeValidator(as_number)]] | None = None
+    modes: list[int] | None = None
+    difficulties: list[int] | None = None
+    games: list[str] | None = None
+    evaluate_earlier: Annotated[int, BeforeValidator(_count), Field(ge=0)] | None = None
+    evaluate_episodes: Count = 5
 
 
 class Branch(Section):

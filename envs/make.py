@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from envs import atari, mujoco, registry
-from envs.continual import ChangingObservations, check_tasks
+from envs.continual import TaskSequence, check_tasks, inner_change, outer_change
 from fire_rl.object_state import StateAccess
 
 
@@ -65,9 +65,9 @@ def make_vec_env(
         normalize: True, or options of VecNormalize.
         gamma: The agent's discount, for the normalisation of rewards.
         frame_stack: Frames that the agent sees at once; by default 4 for Atari, else 1.
-        tasks: ``{"change": "offset", "every": 16_384}``, and optionally a ``"seed"``, see
-            :class:`envs.continual.ChangingObservations`; ``every`` counts over all copies.
-            For evaluation the task stays until :func:`envs.set_task`.
+        tasks: ``{"change": "offset", "every": 16_384}``, and optionally ``"seed"``,
+            ``"recurring"`` and options of the change, see :mod:`envs.continual`; ``every`` counts
+            over all copies. For evaluation the task stays until :func:`envs.set_task`.
         vec_env: ``"dummy"`` runs the copies in this process, ``"subproc"`` one process each.
         imports: Modules to import first, because they register environments.
         monitor_dir: Folder for ``*.monitor.csv`` files, one line an episode; by default none.
@@ -86,16 +86,25 @@ def make_vec_env(
         options, wrapper_options = atari.split_options(options)
         wrappers.append(partial(atari.wrap, training=training, options=wrapper_options))
         frame_stack = atari.DEFAULT_FRAME_STACK if frame_stack is None else frame_stack
+    make: Any = partial(registry.make_env, env_id, tuple(imports), options, render_mode)
     if tasks is not None:
-        check_tasks(tasks, n_envs if training else 1)
+        check_tasks(tasks, n_envs if training else 1, env_id, env_options, imports)
         every = tasks["every"] // n_envs if training else None
-        changing = partial(ChangingObservations, change=tasks["change"], every=every)
-        wrappers.append(partial(changing, seed=tasks.get("seed", 0)))
+        if tasks["change"] == "game" and atari.is_atari(env_id):
+            options["full_action_space"] = True
+        make_one = partial(
+            registry.make_env, imports=tuple(imports), options=options, render_mode=render_mode
+        )
+        make = inner_change(tasks, env_id, make_one)
+        wrappers += outer_change(tasks)
+        wrappers.append(partial(TaskSequence, every=every, recurring=tasks.get("recurring")))
+        if vec_env == "subproc":  # what does not fit is said here, and not in a worker
+            _wrap_all(make(), wrappers).close()
     if vec_env == "subproc":
         wrappers.append(StateAccess)  # checkpoints reach into the worker processes through it
     backend: Any = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[vec_env]
     venv = env_util.make_vec_env(
-        partial(registry.make_env, env_id, tuple(imports), options, render_mode),
+        make,
         n_envs=n_envs,
         seed=seed,
         monitor_dir=None if monitor_dir is None else str(monitor_dir),

@@ -81,9 +81,16 @@ def capture_env(env: gym.Env[Any, Any]) -> list[State]:
 def restore_env(env: gym.Env[Any, Any], states: list[State]) -> None:
     """Put states back into an environment that is wrapped in the same way.
 
+    A wrapper that changes what is inside it (physics, the game) has a method ``reconfigure()``:
+    with its own attributes restored, it makes the inside as it was, and then that is restored.
+
     Raises:
         NotCapturable: If it is wrapped differently, or is another one.
     """
+    for level, state in zip(_levels(env), states, strict=False):  # lazily: the inside may change
+        if hasattr(type(level), "reconfigure") and type(level).__name__ == state["class"]:
+            restore_attributes(level, state["attributes"])
+            level.reconfigure()  # type: ignore[attr-defined]
     levels = list(_levels(env))
     names = [type(level).__name__ for level in levels]
     if names != [state["class"] for state in states]:

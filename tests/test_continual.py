@@ -8,22 +8,25 @@ import yaml
 import envs
 import train
 from agents import parse_config
-from envs.continual import ChangingObservations
+from envs.continual import TaskSequence
+from envs.continual.observations import ChangingObservations
 from tests.runs import scalars
 
 
+def changing(change, every=None, seed=0, env_id="CartPole-v1", **options):
+    env = ChangingObservations(gym.make(env_id), change, seed, **options)
+    return TaskSequence(env, every)
+
+
 def observe(env, task, seed=3):
-    env.unwrapped.reset(seed=seed)
     env.set_task(task)
-    env.every = None
     return env.reset(seed=seed)[0]
 
 
-@pytest.mark.parametrize("change", ["offset", "permutation"])
+@pytest.mark.parametrize("change", ["offset", "drift", "permutation"])
 def test_what_a_task_shows(change):
     raw = gym.make("CartPole-v1").reset(seed=3)[0]
-    one, two = (ChangingObservations(gym.make("CartPole-v1"), change, 10, seed=1) for _ in "ab")
-    other = ChangingObservations(gym.make("CartPole-v1"), change, 10, seed=2)
+    one, two, other = (changing(change, seed=seed) for seed in (1, 1, 2))
     shown = [observe(one, task) for task in range(6)]
     assert np.array_equal(shown[0], raw)  # the first task is the environment as it is
     assert all(np.array_equal(shown[task], observe(two, task)) for task in (5, 2, 0))
@@ -38,6 +41,10 @@ def test_what_a_task_shows(change):
         offsets = np.array([observe(one, task) - raw for task in range(1, 400)])
         assert offsets.mean() == pytest.approx(0, abs=0.2)
         assert offsets.std() == pytest.approx(2, rel=0.1)
+    if change == "drift":
+        walk = np.array([observe(one, task) - raw for task in range(1, 400)])
+        assert np.diff(walk, axis=0).std() == pytest.approx(0.5, rel=0.1)
+        assert walk[-100:].std() > 1
 
 
 @pytest.mark.parametrize("vec_env", ["dummy", "subproc"])
@@ -59,9 +66,12 @@ def test_all_copies_change_at_the_same_step_and_no_episode_mixes_tasks(vec_env):
 
 
 def test_a_pushed_pole_ends_its_task_as_a_truncation():
-    env = ChangingObservations(gym.make("CartPole-v1"), "permutation", 2)
+    env = changing("permutation", every=2)
     env.reset(seed=0)
-    assert [env.step(0)[3] for _ in range(2)] == [False, True]
+    _, _, _, truncated, info = env.step(0)
+    assert (truncated, info) == (False, {"task": 0})
+    _, _, _, truncated, info = env.step(0)
+    assert (truncated, info) == (True, {"task": 0, "task_completed": True})
     assert env.reset()[1] == {"task": 1}
 
 
