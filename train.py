@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 try:
@@ -42,12 +43,12 @@ try:
     from agents.config import Checkpoint, Checks, dump_yaml
     from agents.experiment import (
         branch_config,
-        check_same_experiment,
+        check_same_run,
         resolve_arms,
         summarise,
     )
     from agents.flags import Args, check_combination, overridden, read_configs
-    from agents.interventions import callback_arguments, entries, names
+    from agents.interventions import at_step, callback_arguments, check_arm_name, entries, names
     from agents.outcome import report, results, sum_up
     from agents.plain_yaml import read_yaml
     from agents.play import play
@@ -65,7 +66,6 @@ except ModuleNotFoundError as error:
 from fire_rl import InterventionCallback, PlasticityMetricsCallback, RunCheckpointCallback
 from fire_rl.checkpoint import CheckpointError, check, checkpoints, latest
 from fire_rl.logs import continue_csv
-from fire_rl.surgery import groups_to_change
 
 # What a user may get wrong before training begins: a message, no traceback.
 USER_ERRORS = (ValueError, ImportError, OSError, CheckpointError)
@@ -190,6 +190,12 @@ def branched(checkpoint: Path, args: Args) -> tuple[RunConfig, RunFolder]:
         ConfigError: If that is no run of train.py, or a flag is wrong.
         CheckpointError: If it is no whole checkpoint.
     """
+    if not checkpoint.is_dir():
+        raise ConfigError([f"{checkpoint} is not there: give a folder RUN/checkpoints/STEP."])
+    if found := checkpoints(checkpoint):
+        raise ConfigError(
+            [f"{checkpoint} holds several checkpoints: give {found[-1]}, for example."]
+        )
     origin = RunFolder(checkpoint.parent.parent)
     if RunFolder(checkpoint).config.exists():  # a run: its newest checkpoint
         origin = RunFolder(checkpoint)
@@ -201,6 +207,7 @@ def branched(checkpoint: Path, args: Args) -> tuple[RunConfig, RunFolder]:
     if args.every is not None or args.at:
         intervention = [{**e, "schedule": values["schedule"]} for e in entries(intervention)]
     arm = args.arm_name or names(intervention)
+    check_arm_name(arm)
     config = branch_config(values, intervention, arm, checkpoint, step, CHECKS)
     return config, run_folder(config, args)
 
@@ -212,34 +219,67 @@ def experiment(args: Args) -> int:
     """
     configs = read_configs(args, CHECKS)
     arms = resolve_arms(configs[0], str(args.arms))
+    check_fit(configs[0], arms)
     root = args.log_dir or Path("runs") / f"arms_{Path(str(args.config)).stem}"
-    check_same_experiment(root, configs[0])
     for config in configs:
         home = root / f"s{config.seed}"
         middle = math.ceil(config.branch_at * config.total_timesteps)
+        keep = config.checkpoint or Checkpoint()
         trunk = RunFolder(home / "trunk")
         trunk.stop_at = middle
-        if branch_point(trunk, middle) is None:
-            keep = config.checkpoint or Checkpoint()
-            ending = go_on(config.model_copy(update={"checkpoint": keep}), trunk, args)
-            if ending != 0:
-                return ending
+        start = config.model_copy(update={"checkpoint": keep})
+        check_same_run(trunk, start)
+        if branch_point(trunk, middle) is None and (ending := go_on(start, trunk, args)) != 0:
+            return ending
         checkpoint = branch_point(trunk, middle)
-        if checkpoint is None:
-            raise RuntimeError(f"{trunk.path} has no checkpoint at step {middle:,} or later.")
+        assert checkpoint is not None, "check_fit() has looked"
+        step = int(checkpoint.name.partition(".")[0])
         for arm, intervention in arms.items():
             folder = RunFolder(home / arm)
-            if folder.result.exists():
-                continue
-            step = int(checkpoint.name.partition(".")[0])
             values = config.model_dump(mode="json")
             branch = branch_config(values, intervention, arm, checkpoint, step, CHECKS)
-            ending = go_on(branch, folder, args)
-            if ending != 0:
+            check_same_run(folder, branch)
+            if not folder.result.exists() and (ending := go_on(branch, folder, args)) != 0:
                 return ending
     print(f"\nRecovery from the branch to the end, in {root}:\n")
     print(summarise(root, [config.seed for config in configs], list(arms)))
     return 0
+
+
+def check_fit(config: RunConfig, arms: Mapping[str, Any]) -> None:
+    """Check every arm of an experiment, and that the trunk can stop, before anything is trained.
+
+    Raises:
+        ConfigError: With every fault that there is.
+    """
+    env = make_env(config, config.n_envs, training=True)
+    values = with_frame_buffer(config, env)
+    if "buffer_size" in hyperparameters(config.algo):
+        values["buffer_size"] = 1_000  # nothing will be stored
+    model = make_agent(config.algo, env, values, seed=config.seed, device=config.device)
+    middle = math.ceil(config.branch_at * config.total_timesteps)
+    rollout = getattr(model, "n_steps", 1) if isinstance(model, OnPolicyAlgorithm) else 1
+    stop = math.ceil(middle / (rollout * config.n_envs)) * rollout * config.n_envs
+    faults = []
+    if stop >= config.total_timesteps:
+        faults.append(
+            f"The midpoint, step {middle:,}, is reached at {stop:,} only, in rollouts of "
+            f"{rollout * config.n_envs:,} steps: make `total_timesteps` {config.total_timesteps:,} "
+            "larger or the rollouts shorter."
+        )
+    for arm, intervention in arms.items():
+        try:
+            dumped = config.model_dump(mode="json")
+            branch_config(dumped, intervention, arm, Path(str(stop)), stop, CHECKS)
+            for arguments in callback_arguments(at_step(intervention, stop), None):
+                InterventionCallback(**arguments).check(model)
+        except ConfigError as error:
+            faults += error.faults
+        except ValueError as error:
+            faults.append(f"Arm {arm!r}: {error}")
+    env.close()
+    if faults:
+        raise ConfigError(faults)
 
 
 def branch_point(trunk: RunFolder, middle: int) -> Path | None:
@@ -376,7 +416,7 @@ def plasticity_callbacks(
     given = callback_arguments(config.intervention, config.schedule) or [{"intervention": "none"}]
     for arguments in given:
         callback = InterventionCallback(**arguments, log_dir=folder.path, verbose=1)
-        groups_to_change(model, callback.intervention)  # raises if the two do not fit
+        callback.check(model)
         callbacks.append(callback)
     return callbacks
 

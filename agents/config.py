@@ -121,7 +121,7 @@ class RunConfig(Section):
     agent: dict[str, Any] = {}
     intervention: dict[str, Any] | list[dict[str, Any]] | None = None
     schedule: dict[str, Any] | None = None
-    arms: dict[str, dict[str, Any] | list[dict[str, Any]] | None] = {}
+    arms: dict[str, dict[str, Any] | list[dict[str, Any]]] = {}
     branch_at: Annotated[float, BeforeValidator(as_number), Field(gt=0, lt=1)] = 0.5
     branch: Branch | None = None
     metrics: Metrics | None = Metrics()

@@ -13,17 +13,18 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.config import Checks, RunConfig, dump_yaml, parse_config
-from agents.interventions import entries
-from agents.plain_yaml import ConfigError
+from agents.config import Checks, RunConfig, parse_config
+from agents.interventions import at_step
+from agents.plain_yaml import ConfigError, read_yaml
 from agents.run_folder import RunFolder
 from agents.signatures import hint
 from fire_rl.episodes import read_episodes
 from fire_rl.interventions import INTERVENTIONS
 from fire_rl.reports import recovery, recovery_table
+from fire_rl.schedules import Threshold, make_schedule
 
 CONTROL = "none"
-COMPARED = ("gain", "plateau_gain", "dip_below_control")
+COMPARED = ("gain", "plateau_gain", "dip_below_control", "steps_to_reach_control")
 
 
 def resolve_arms(config: RunConfig, names: str) -> dict[str, Any]:
@@ -78,32 +79,48 @@ def branch_config(
     Raises:
         ConfigError: With every fault that there is.
     """
-    listed = [
-        entry if "schedule" in entry else {**entry, "schedule": {"at": [step]}}
-        for entry in entries(intervention)
-        if isinstance(entry, Mapping)
-    ]
+    listed = at_step(intervention, step)
     given = {key: value for key, value in values.items() if key not in ("schedule", "arms")}
     branch = {"checkpoint": str(checkpoint), "arm": arm}
-    return parse_config({**given, "intervention": listed, "branch": branch}, checks)
+    config = parse_config({**given, "intervention": listed, "branch": branch}, checks)
+    for entry in listed:
+        schedule = make_schedule(entry["schedule"])
+        steps = schedule.planned(config.total_timesteps)
+        in_steps = entry.get("unit", "timesteps") == "timesteps"
+        if in_steps and not isinstance(schedule, Threshold) and not any(s >= step for s in steps):
+            raise ConfigError(
+                [f"Arm {arm!r}: {entry['name']!r} would never act: {entry['schedule']!r} "
+                 f"has no event from the branch at step {step:,} on."]
+            )  # fmt: skip
+    return config
 
 
-def check_same_experiment(root: Path, config: RunConfig) -> None:
-    """Note the configuration of an experiment in its folder, or compare it with the note.
+def check_same_run(folder: RunFolder, config: RunConfig) -> None:
+    """Compare a run folder that is there with the run that is to be in it.
 
     Raises:
-        ConfigError: If the folder belongs to another experiment.
+        ConfigError: If another run is in it; what differs is named.
     """
-    note = root / "experiment.yaml"
-    text = dump_yaml(config.model_copy(update={"seed": 0, "arms": {}}))
-    if not note.exists():
-        root.mkdir(parents=True, exist_ok=True)
-        note.write_text(text, encoding="utf-8")
-    elif note.read_text(encoding="utf-8") != text:
+    if not folder.config.exists():
+        return
+    there = _essence(parse_config(read_yaml(folder.config.read_text(encoding="utf-8"))))
+    here = _essence(config)
+    different = [
+        f"`{key}` was {there[key]!r}, is {here[key]!r}" for key in here if here[key] != there[key]
+    ]
+    if different:
         raise ConfigError(
-            [f"{root} holds an experiment with another configuration ({note}): choose another "
-             "folder with --log-dir."]
+            [f"{folder.path} holds another run: {'; '.join(different)}. Choose another folder with "
+             "--log-dir, rename the arm, or delete that folder."]
         )  # fmt: skip
+
+
+def _essence(config: RunConfig) -> dict[str, Any]:
+    """Return what decides a run's numbers."""
+    values = config.model_dump(mode="json", exclude={"arms", "device", "num_threads"})
+    if config.branch is not None:  # the folder may have been moved
+        values["branch"] = (Path(config.branch.checkpoint).name, config.branch.arm)
+    return values
 
 
 def summarise(root: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
@@ -150,7 +167,7 @@ def _record(folder: RunFolder, arm: str, step: int, numbers: Mapping[str, float]
         file.write(json.dumps(entry).replace("NaN", "null") + "\n")
     with SummaryWriter(str(folder.path)) as writer:
         for key, value in compared.items():
-            writer.add_scalar(f"recovery/{key}", value, step)
+            writer.add_scalar(f"recovery/vs_none/{key}", value, step)
 
 
 def _policy_change(folder: RunFolder) -> dict[str, float]:

@@ -94,25 +94,12 @@ def check_combination(args: Args) -> None:
     }
     everywhere = {"verbose"}
     watching = {"play", "episodes", "video"}
+    branching = {"branch-from", "arm-name", "intervention", "every", "at", "set", "log-dir"}
+    branching |= {"progress", "print-config", "num-threads", "device"}
     for mode, allowed in (
         ("play", {*watching, "seed"}),
         ("resume", {"resume", "progress"}),
-        (
-            "branch-from",
-            {
-                "branch-from",
-                "arm-name",
-                "intervention",
-                "every",
-                "at",
-                "set",
-                "log-dir",
-                "progress",
-                "print-config",
-                "num-threads",
-                "device",
-            },
-        ),
+        ("branch-from", branching),
     ):
         if mode in given and (extra := given - allowed - everywhere):
             flags = ", ".join(f"--{name}" for name in sorted(extra))
@@ -168,13 +155,17 @@ def read_configs(args: Args, checks: Checks) -> list[RunConfig]:
 
 
 def overridden(values: Mapping[str, Any], args: Args) -> dict[str, Any]:
-    """Return a run's values with the flags applied.
+    """Return a run's values with the flags applied; when it intervened does not count any more.
 
     Raises:
         ConfigError: With every flag that is wrong.
     """
     applied = dict(values)
     applied["schedule"] = None
+    own = values.get("intervention")
+    listed = own if isinstance(own, list) else [own] if own else []
+    stripped = [{k: v for k, v in entry.items() if k != "schedule"} for entry in listed]
+    applied["intervention"] = stripped[0] if len(stripped) == 1 else stripped or None
     if faults := _apply_flags(applied, args):
         raise ConfigError(faults)
     return applied
@@ -195,9 +186,9 @@ def _apply_flags(values: dict[str, Any], args: Args) -> list[str]:
         old = values.get("intervention")
         name = old.get("name") if isinstance(old, Mapping) else old
         if name != args.intervention:
-            values["intervention"] = values.get("arms", {}).get(
-                args.intervention, {"name": args.intervention}
-            )
+            arms = values.get("arms")
+            own = arms.get(args.intervention) if isinstance(arms, Mapping) else None
+            values["intervention"] = own or {"name": args.intervention}
     if args.every is not None and args.at:
         faults.append("--every and --at exclude each other: give one of them.")
     if args.every is not None:

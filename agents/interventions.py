@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -84,12 +85,32 @@ def check_arms(arms: Mapping[str, Any]) -> dict[str, Any]:
     checked, faults = {}, []
     for arm, value in arms.items():
         try:
+            check_arm_name(str(arm))
+            if value is None:
+                raise ValueError("there is nothing in it; the control is {name: none}.")
             checked[arm] = check_intervention(value)
+            if arm == "none" and names(value) != "none":
+                raise ValueError("the control arm cannot be another intervention: rename it.")
         except ValueError as error:
             faults += [f"Arm {arm!r}: {line}" for line in str(error).split("\n")]
     if faults:
         raise ValueError("\n".join(faults))
     return checked
+
+
+def check_arm_name(name: str) -> None:
+    """Raise ValueError for a name that cannot be a folder beside the others."""
+    if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*", name) or name == "trunk":
+        raise ValueError(
+            "An arm's name is a folder's: letters, digits and _ . + -, and not 'trunk', got "
+            f"{name!r}."
+        )
+
+
+def at_step(intervention: Any, step: int) -> list[Entry]:
+    """Return entries that act in a run from a step on: those without a schedule, there and once."""
+    once: Entry = {"schedule": {"at": [step]}, "unit": "timesteps"}
+    return [entry if "schedule" in entry else {**entry, **once} for entry in entries(intervention)]
 
 
 def check_schedule(schedule: Any, intervention: Any) -> None:

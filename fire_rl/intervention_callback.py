@@ -106,11 +106,11 @@ class InterventionCallback(RolloutCallback):
         self.head_refit = as_head_refit(head_refit)
         self.warmup_updates = check_int("warmup_updates", warmup_updates, 0)
         self.restart_exploration = as_exploration_restart(restart_exploration)
+        self.reports: list[InterventionReport] = []
         self._forget_the_past()
         self._plan_is_said = False
 
     def _forget_the_past(self) -> None:
-        self.reports: list[InterventionReport] = []
         self.recovery = RecoveryLog(self.intervention.name)
         self._initial: dict[str, Tensor] = {}
         self._announced: set[int] | None = None

@@ -13,6 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
+    EvalCallback,
     ProgressBarCallback,
 )
 from stable_baselines3.common.vec_env import VecEnv
@@ -273,6 +274,8 @@ def _branch_callbacks(callbacks: Iterable[Any], states: Sequence[State]) -> list
         if same:
             left = [state for state in left if state is not same[0]]
             _restore_callback(callback, same[0])
+        if isinstance(callback, EvalCallback):  # the branch keeps a best model of its own
+            callback.best_mean_reward = -np.inf
     return begun
 
 

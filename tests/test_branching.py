@@ -189,10 +189,11 @@ def test_logs_of_a_branch_are_its_own(tmp_path):
     arm.learn(
         TOTAL, callback=callbacks(tmp_path / "arm", "fire", {"at": [HALF]}, branch_from=source)
     )
+    arm.logger.close()
     assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
     event = json.loads((tmp_path / "b" / "interventions.jsonl").read_text().splitlines()[0])
     assert event["num_timesteps"] == HALF
-    assert (tmp_path / "b" / "episodes.csv").read_text().startswith("step,return,length\n12,")
+    assert (tmp_path / "b" / "episodes.csv").read_text().startswith("step,return,length\n24,")
 
 
 @pytest.mark.parametrize(

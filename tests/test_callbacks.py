@@ -379,8 +379,8 @@ def test_event_files_hold_everything_at_the_exact_step(algo, tmp_path):
     lines = (tmp_path / "interventions.jsonl").read_text().splitlines()
     entry, recovered = map(json.loads, lines)
     assert (recovered["recovery"], recovered["step"], recovered["end"]) == ("fire", 48, 96)
-    assert [s for s, _ in found["recovery/dip"]] == [48]
-    assert found["recovery/plateau"][0][1] == pytest.approx(recovered["plateau"])
+    assert [s for s, _ in found["recovery/fire/dip"]] == [48]
+    assert found["recovery/fire/plateau"][0][1] == pytest.approx(recovered["plateau"])
     assert (entry["planned_step"], entry["num_timesteps"]) == (48, 48)
     assert entry["networks"]["critic"]["layers"][0]["action"] == "project"
     assert (tmp_path / "progress.csv").stat().st_size > 0
@@ -405,7 +405,7 @@ def test_verbose_says_the_plan_once_and_a_line_per_event(caplog):
     events = [line for line in lines if not line.startswith("recovery")]
     assert len(events) == 4
     assert events[1].startswith("fire at step 16; actor: 3 of 3 layers, DfI/sv ")
-    assert lines[-1].startswith("recovery from fire at step 32: before ")  # at 48 it ended
+    assert lines[-1].startswith("recovery from fire at step 32 (the last of 2 events): before ")
 
 
 def test_chunks_of_a_known_horizon_say_the_plan_once(caplog):
