@@ -118,6 +118,7 @@ class MinAtarEnv(gym.Env[Frame, Any]):
         super().reset(seed=seed)
         if seed is not None:
             self.random = np.random.RandomState(seed)
+            self._last_action = 0  # a seed decides all of the episode
         self._rules.reset(self)
         return self._observation(), {}
 
