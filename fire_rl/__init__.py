@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from fire_rl.anatomy import Anatomy, PolicyOutputs, register_anatomy
 from fire_rl.callbacks import FireCallback, InterventionCallback, PlasticityMetricsCallback
 from fire_rl.checkpoint_callback import RunCheckpointCallback
 from fire_rl.functional import fire_
@@ -46,6 +47,7 @@ __version__ = version("fire-rl")
 __all__ = [
     "FIRE",
     "INTERVENTIONS",
+    "Anatomy",
     "At",
     "AtFractions",
     "EntropyTemperatureReset",
@@ -59,6 +61,7 @@ __all__ = [
     "NoIntervention",
     "OptimizerReset",
     "PlasticityMetricsCallback",
+    "PolicyOutputs",
     "RandomOrthogonal",
     "ReDo",
     "Reset",
@@ -78,6 +81,7 @@ __all__ = [
     "make_schedule",
     "newton_schulz",
     "polar_factor",
+    "register_anatomy",
     "saturation_ratio",
     "squared_frobenius_error",
     "srank",

@@ -32,6 +32,8 @@ NORM_LAYERS = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
+# Those of packages that are not imported here: sb3-contrib's CrossQ.
+_NAMED_NORM_LAYERS = ("BatchRenorm",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +174,9 @@ def check_writable(layer: WeightLayer) -> None:
 
 def is_norm_layer(module: nn.Module) -> bool:
     """Tell whether the parameters of a module are scales and shifts of a normalisation."""
-    return isinstance(module, NORM_LAYERS)
+    return isinstance(module, NORM_LAYERS) or any(
+        kind.__name__ in _NAMED_NORM_LAYERS for kind in type(module).__mro__
+    )
 
 
 @torch.no_grad()

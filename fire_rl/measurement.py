@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import kl_divergence
 from torch import Tensor
 
+from fire_rl.anatomy import PolicyOutputs
 from fire_rl.connections import Connection, trace_connections
 from fire_rl.metrics.activations import Activations, capture_activations
 from fire_rl.metrics.features import (
@@ -21,7 +23,7 @@ from fire_rl.metrics.features import (
     zero_activation_ratio,
 )
 from fire_rl.metrics.weights import pool_weight_metrics, weight_metrics
-from fire_rl.networks import NetworkGroup, PolicyOutputs, anatomy_of
+from fire_rl.networks import NetworkGroup, anatomy_of
 from fire_rl.probe import MIN_PROBE_SIZE, Probe
 
 Metrics = dict[str, float]
@@ -151,7 +153,7 @@ def _differences(old: PolicyOutputs, new: PolicyOutputs) -> dict[str, Tensor]:
     """Return what :func:`policy_change` averages, one row per observation."""
     differences: dict[str, Tensor] = {}
     if old.distribution is not None and new.distribution is not None:
-        divergence = kl_divergence(old.distribution, new.distribution)
+        divergence = _divergence(old.distribution, new.distribution)
         # Independent components of an action, ``(N, D)``, add up.
         differences["policy_kl"] = (
             divergence.flatten(1).sum(1) if divergence.ndim > 1 else divergence
@@ -164,6 +166,15 @@ def _differences(old: PolicyOutputs, new: PolicyOutputs) -> dict[str, Tensor]:
     if old.values is not None and new.values is not None:
         differences["value_shift"] = (old.values - new.values).abs()
     return differences
+
+
+def _divergence(old: Any, new: Any) -> Tensor:
+    """Return the KL divergence of actions, ``(N,)`` or ``(N, D)`` by component."""
+    parts, others = getattr(old, "distributions", None), getattr(new, "distributions", None)
+    if parts and others:  # sb3-contrib's masked distributions are none of SB3's
+        pairs = zip(parts, others, strict=True)
+        return torch.stack([torch.distributions.kl_divergence(p, q) for p, q in pairs], dim=1)
+    return kl_divergence(old, new)
 
 
 def probe_size(groups: Iterable[NetworkGroup]) -> int:

@@ -1,69 +1,35 @@
 """The SB3 adapter: which networks a model has, under which role, with which target and optimizer.
 
 Roles are those of the log keys: ``actor``, ``critic``, and ``shared`` for an extractor that both
-use. The facts per algorithm are data, one :class:`Anatomy` each; everything else is derived by
-walking the policy once, so that a tensor that is registered twice belongs to one role only.
+use. The facts per algorithm are data, one :class:`~fire_rl.anatomy.Anatomy` each; everything else
+is derived by walking the policy once, so that a tensor that is registered twice belongs to one
+role only.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy, ContinuousCritic
 from torch import Tensor, nn
 
 from fire_rl._random import isolated_rng
 from fire_rl._validation import nearest
+from fire_rl.anatomy import Anatomy, known_anatomy
+from fire_rl.contrib_anatomies import contrib_anatomy, why_refused
 from fire_rl.interventions.base import Network
 from fire_rl.layers import weight_layers
 
 SHARED = "shared"
-
-
-@dataclass(frozen=True)
-class PolicyOutputs:
-    """What the networks answer on a batch of ``N`` observations.
-
-    Attributes:
-        action: The deterministic action, ``(N, *action_shape)``; None if no role yields one.
-        values: State values ``(N, 1)``, or action values ``(N, n_actions)`` or ``(N, n_critics)``.
-        distribution: The action distribution of a stochastic policy.
-    """
-
-    action: Tensor | None = None
-    values: Tensor | None = None
-    distribution: Distribution | None = None
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """Where an algorithm keeps its networks. Paths are attributes of the policy.
-
-    Attributes:
-        parts: Role to the modules and parameters that it owns. What two roles own is ``shared``.
-        heads: Modules whose last weight layer is an output layer; ``*`` stands for every index.
-        targets: Online module to its target network.
-        optimizers: Role to its optimizer.
-        forward: ``(policy, observations, actions)`` to :class:`PolicyOutputs`, without any random
-            draw; actions are None unless ``needs_actions``.
-        needs_actions: Whether the critic takes actions.
-    """
-
-    parts: Mapping[str, Sequence[str]]
-    heads: Sequence[str]
-    optimizers: Mapping[str, str]
-    forward: Callable[[Any, Any, Tensor | None], PolicyOutputs]
-    targets: Mapping[str, str] = field(default_factory=dict)
-    needs_actions: bool = False
+_HOW_TO_REGISTER = (
+    "Say where they are with fire_rl.register_anatomy(YourAlgorithm, fire_rl.Anatomy(...)); its "
+    "docstring has an example."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,115 +40,44 @@ class NetworkGroup:
         role: ``"actor"``, ``"critic"`` or ``"shared"``.
         online: The network that is trained. Names are those in the policy.
         target: Its target network, *under the online names*, or None.
-        optimizer: The optimizer that holds its parameters.
+        optimizer: The optimizer that holds its parameters; None if none trains them.
         users: Roles that use it: itself, or those that share it.
     """
 
     role: str
     online: Network
     target: Network | None
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | None
     users: tuple[str, ...]
 
 
-def _dqn_outputs(policy: Any, observations: Any, actions: Tensor | None) -> PolicyOutputs:
-    values = policy.q_net(observations)
-    return PolicyOutputs(action=values.argmax(dim=1), values=values)
-
-
-def _critic_values(critic: ContinuousCritic, observations: Any, actions: Tensor | None) -> Tensor:
-    assert actions is not None
-    return torch.cat(critic(observations, actions), dim=1)
-
-
-def _sac_outputs(policy: Any, observations: Any, actions: Tensor | None) -> PolicyOutputs:
-    mean, log_std, options = policy.actor.get_action_dist_params(observations)
-    # A copy: SB3 keeps one distribution object and overwrites it.
-    distribution = copy.copy(policy.actor.action_dist.proba_distribution(mean, log_std, **options))
-    return PolicyOutputs(
-        torch.tanh(mean), _critic_values(policy.critic, observations, actions), distribution
-    )
-
-
-def _td3_outputs(policy: Any, observations: Any, actions: Tensor | None) -> PolicyOutputs:
-    return PolicyOutputs(
-        policy.actor(observations), _critic_values(policy.critic, observations, actions)
-    )
-
-
-def _actor_critic_outputs(
-    policy: ActorCriticPolicy, observations: Any, actions: Tensor | None
-) -> PolicyOutputs:
-    # As in ActorCriticPolicy.forward, but without drawing an action; a shared extractor runs once.
-    features = policy.extract_features(observations)
-    for_actor, for_critic = features if isinstance(features, tuple) else (features, features)
-    latent = policy.mlp_extractor.forward_actor(for_actor)
-    distribution = copy.copy(policy._get_action_dist_from_latent(latent))
-    values = policy.value_net(policy.mlp_extractor.forward_critic(for_critic))
-    return PolicyOutputs(distribution.mode(), values, distribution)
-
-
-# Subclasses come under their base: DDPG is a TD3, PPO and A2C are OnPolicyAlgorithms.
-ANATOMIES: Mapping[type[BaseAlgorithm], Anatomy] = {
-    DQN: Anatomy(
-        parts={"critic": ("q_net",)},
-        heads=("q_net.q_net",),
-        targets={"q_net": "q_net_target"},
-        optimizers={"critic": "optimizer"},
-        forward=_dqn_outputs,
-    ),
-    SAC: Anatomy(
-        parts={"actor": ("actor",), "critic": ("critic",)},
-        heads=("actor.mu", "actor.log_std", "critic.q_networks.*"),
-        targets={"critic": "critic_target"},
-        optimizers={"actor": "actor.optimizer", "critic": "critic.optimizer"},
-        forward=_sac_outputs,
-        needs_actions=True,
-    ),
-    TD3: Anatomy(
-        parts={"actor": ("actor",), "critic": ("critic",)},
-        heads=("actor.mu", "critic.q_networks.*"),
-        targets={"actor": "actor_target", "critic": "critic_target"},
-        optimizers={"actor": "actor.optimizer", "critic": "critic.optimizer"},
-        forward=_td3_outputs,
-        needs_actions=True,
-    ),
-    OnPolicyAlgorithm: Anatomy(
-        parts={
-            "actor": (
-                "pi_features_extractor",
-                "mlp_extractor.policy_net",
-                "action_net",
-                "log_std",
-            ),
-            "critic": ("vf_features_extractor", "mlp_extractor.value_net", "value_net"),
-        },
-        heads=("action_net", "value_net"),
-        optimizers={"actor": "optimizer", "critic": "optimizer"},
-        forward=_actor_critic_outputs,
-    ),
-}
-
-
 def anatomy_of(model: BaseAlgorithm) -> Anatomy:
-    """Return the anatomy of a model's algorithm.
+    """Return the anatomy of a model's algorithm: that of its nearest base class that is known.
 
     Raises:
         ValueError: If the algorithm is unknown, or its policy lacks what the anatomy names.
     """
-    for algorithm, anatomy in ANATOMIES.items():
-        if isinstance(model, algorithm):
-            paths = [path for paths in anatomy.parts.values() for path in paths]
-            missing = [path for path in paths if path != "log_std" and _get(model, path) is None]
-            if not missing:
-                return anatomy
-            raise ValueError(
-                f"The policy {type(model.policy).__name__} of {type(model).__name__} has no "
-                f"`{missing[0]}`: it is not built like SB3's own policies."
-            )
-    known = "DQN, PPO, A2C, SAC, TD3, DDPG and their subclasses"
+    name = type(model).__name__
+    for kind in type(model).__mro__:
+        anatomy = known_anatomy(kind) or contrib_anatomy(kind)
+        if anatomy is None:
+            if why := why_refused(kind):
+                raise ValueError(f"`model` is a {name}, which has no use for fire_rl: {why}")
+            continue
+        for paths in anatomy.parts.values():
+            for path in paths:
+                if path not in anatomy.optional and _get(model, path) is None:
+                    raise ValueError(
+                        f"The policy {type(model.policy).__name__} of {name} has no `{path}`: it "
+                        f"is not built like that of {kind.__name__}. {_HOW_TO_REGISTER}"
+                    )
+        return anatomy
+    known = (
+        "DQN, PPO, A2C, SAC, TD3, DDPG, QR-DQN, TQC, CrossQ, TRPO, RecurrentPPO, MaskablePPO and "
+        "their subclasses"
+    )
     raise ValueError(
-        f"`model` is a {type(model).__name__}, whose networks are not known; known are {known}."
+        f"`model` is a {name}, whose networks are not known; known are {known}. {_HOW_TO_REGISTER}"
     )
 
 
@@ -225,7 +120,7 @@ def network_groups(model: BaseAlgorithm) -> tuple[NetworkGroup, ...]:
                 role=role,
                 online=online,
                 target=target if target.tensors else None,
-                optimizer=_get(model, anatomy.optimizers[users[0]]),
+                optimizer=_optimizer(model, anatomy, users),
                 users=users,
             )
         )
@@ -259,14 +154,20 @@ def fresh_policy(model: BaseAlgorithm, seed: int) -> nn.Module:
 
     Random states outside are untouched. The policy is on the model's device.
     """
+    build = anatomy_of(model).fresh or _new_policy
+    with isolated_rng(seed):
+        policy = build(model)
+    return policy.to(model.device)
+
+
+def _new_policy(model: BaseAlgorithm) -> nn.Module:
     options: dict[str, Any] = dict(model.policy_kwargs)
     if isinstance(model, OnPolicyAlgorithm):
         options.setdefault("use_sde", model.use_sde)
-    with isolated_rng(seed):
-        policy: nn.Module = model.policy_class(
-            model.observation_space, model.action_space, model.lr_schedule, **options
-        )
-    return policy.to(model.device)
+    policy: nn.Module = model.policy_class(
+        model.observation_space, model.action_space, model.lr_schedule, **options
+    )
+    return policy
 
 
 @contextmanager
@@ -286,6 +187,15 @@ def restored(groups: Sequence[NetworkGroup]) -> Iterator[None]:
 def policy_tensors(policy: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer of a policy once, by the names that networks use."""
     return dict([*policy.named_parameters(), *policy.named_buffers()])
+
+
+def _optimizer(
+    model: BaseAlgorithm, anatomy: Anatomy, users: Sequence[str]
+) -> torch.optim.Optimizer | None:
+    """Return the optimizer of the first of some roles that has one."""
+    path = next((anatomy.optimizers[role] for role in users if role in anatomy.optimizers), None)
+    optimizer: torch.optim.Optimizer | None = None if path is None else _get(model, path)
+    return optimizer
 
 
 def _role(owners: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
@@ -13,7 +14,17 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 OFF_POLICY = {"dqn": DQN, "sac": SAC, "td3": TD3, "ddpg": DDPG}
+CONTRIB_OFF_POLICY = {"qrdqn": QRDQN, "tqc": TQC, "crossq": CrossQ}
+CONTRIB_ON_POLICY = {"trpo": TRPO, "recurrent_ppo": RecurrentPPO, "maskable_ppo": MaskablePPO}
 ALGORITHMS: dict[str, Any] = {"ppo": PPO, "a2c": A2C, **OFF_POLICY}
+EVERY_ALGORITHM: dict[str, Any] = {**ALGORITHMS, **CONTRIB_OFF_POLICY, **CONTRIB_ON_POLICY}
+Q_NETWORKS = ("dqn", "qrdqn")  # the one role is `critic`
+STOCHASTIC = ("ppo", "a2c", "sac", "tqc", "crossq", *CONTRIB_ON_POLICY)
+_DISCRETE = (*Q_NETWORKS, "maskable_ppo")
+# RecurrentPPO's LSTM is left as it is, and so are the units that it reads, which warnings say.
+IGNORE_LSTM = (
+    "ignore:(`lstm_.*weights are left as they are|ReDo leaves .*neither linear nor):UserWarning"
+)
 
 _SPACES = {
     "mlp": spaces.Box(-1, 1, (5,), np.float32),
@@ -48,6 +59,10 @@ class RandomEnv(gym.Env):
         reward = float(np.sum(action)) / 3
         return self.observation_space.sample(), reward, False, self._steps >= 12, {}
 
+    def action_masks(self):
+        """For MaskablePPO: the last action is valid in every other step."""
+        return [True, True, self._steps % 2 == 0]
+
 
 class TinyExtractor(BaseFeaturesExtractor):
     """A custom extractor: a convolution for images, a linear layer for vectors."""
@@ -77,7 +92,7 @@ def make_model(
 ) -> BaseAlgorithm:
     """Build a model on :class:`RandomEnv` that learns from the first steps on."""
     env = make_vec_env(
-        RandomEnv, n_envs, env_kwargs={"observation": observation, "discrete": algo == "dqn"}
+        RandomEnv, n_envs, env_kwargs={"observation": observation, "discrete": algo in _DISCRETE}
     )
     kwargs: dict[str, Any] = {"net_arch": [16, 12], **(policy_kwargs or {})}
     if observation == "cnn" and tiny_images:
@@ -85,13 +100,22 @@ def make_model(
     elif observation == "dict":
         kwargs.setdefault("features_extractor_kwargs", {"cnn_output_dim": 16})
     settings: dict[str, Any] = {"seed": 0, "device": "cpu", "policy_kwargs": kwargs}
-    if algo in OFF_POLICY:
+    if algo in {**OFF_POLICY, **CONTRIB_OFF_POLICY}:
         settings |= {"buffer_size": 400, "learning_starts": 8, "batch_size": 8, "train_freq": 1}
-    elif algo == "ppo":
-        settings |= {"n_steps": 8, "batch_size": 8, "n_epochs": 2}
-    if algo == "dqn":
+    elif algo != "a2c":
+        settings |= {"n_steps": 8, "batch_size": 8}
+        settings |= {"n_critic_updates": 2} if algo == "trpo" else {"n_epochs": 2}
+    if algo in Q_NETWORKS:
         settings |= {"target_update_interval": 40}
-    return ALGORITHMS[algo](_POLICIES[observation], env, **{**settings, **options})
+    if algo in ("qrdqn", "tqc"):
+        kwargs.setdefault("n_quantiles", 5)
+    policy = _POLICIES[observation]
+    if algo == "crossq":  # has the one policy, which takes any extractor, but no mappings
+        policy = "MlpPolicy"
+    elif algo == "recurrent_ppo":
+        kwargs.setdefault("lstm_hidden_size", 8)
+        policy = policy.replace("Policy", "LstmPolicy")
+    return EVERY_ALGORITHM[algo](policy, env, **{**settings, **options})
 
 
 def state_of(model: BaseAlgorithm) -> dict[str, torch.Tensor]:

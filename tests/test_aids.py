@@ -119,7 +119,10 @@ def apply(refit, steps=32):
         (lambda: learn("dqn", restart_exploration={"initial": 0.5}), r"needs 'steps'"),
         (lambda: ExplorationRestart(10, 1.5), r"`initial` must be a number from 0 to 1"),
         (lambda: learn("ppo", warmup_updates=3), r"needs a replay buffer, and PPO has none"),
-        (lambda: learn("sac", restart_exploration=3), r"about DQN's ε, and SAC has none"),
+        (
+            lambda: learn("sac", restart_exploration=3),
+            r"about the ε of DQN and QR-DQN, and SAC has none",
+        ),
         (lambda: apply({"temperature": 2}), r"logits of a categorical policy, and this DQN has"),
         (lambda: apply(True, steps=0), r"no observations"),
     ],

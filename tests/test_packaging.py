@@ -19,6 +19,7 @@ EXTRAS = (
     "minatar",
     "mujoco",
     "pydantic",
+    "sb3_contrib",
     "yaml",
     "tyro",
     "tensorboard",
@@ -92,6 +93,7 @@ def test_every_pinned_version_is_the_installed_one():
         "gymnasium",
         "numpy",
         "ale-py",
+        "sb3-contrib",
         "tensorboard",
     ):
         assert version(requirement).partition("+")[0] == pins[requirement]

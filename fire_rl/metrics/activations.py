@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fire_rl.layers import is_norm_layer
+
 # Every elementwise nonlinearity of torch: the classes of torch.nn.modules.activation ...
 ACTIVATIONS = tuple(
     kind
@@ -25,10 +27,6 @@ PASS_THROUGH = (
     nn.Identity,
     nn.Flatten,
     nn.Unflatten,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.modules.batchnorm._NormBase,
     nn.modules.dropout._DropoutNd,
     nn.modules.pooling._MaxPoolNd,
     nn.modules.pooling._AvgPoolNd,
@@ -100,7 +98,7 @@ class _Trace:
         if isinstance(module, ACTIVATIONS):
             self.kinds[origin] = type(module).__name__
             self.post.setdefault(origin, []).append(self.keep(output, self.kinds[origin]))
-        elif isinstance(module, PASS_THROUGH):
+        elif isinstance(module, PASS_THROUGH) or is_norm_layer(module):
             self._origin[id(output)] = origin
 
 
