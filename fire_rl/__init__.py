@@ -5,7 +5,7 @@ from importlib.metadata import version
 from fire_rl.anatomy import Anatomy, PolicyOutputs, register_anatomy
 from fire_rl.callbacks import FireCallback, InterventionCallback, PlasticityMetricsCallback
 from fire_rl.checkpoint_callback import RunCheckpointCallback
-from fire_rl.functional import fire_
+from fire_rl.functional import fire_, intervene_
 from fire_rl.interventions import (
     FIRE,
     INTERVENTIONS,
@@ -76,6 +76,7 @@ __all__ = [
     "feature_norm",
     "feature_rank",
     "fire_",
+    "intervene_",
     "isometry_scale",
     "make_intervention",
     "make_schedule",

@@ -3,6 +3,8 @@
 A convolution is one matrix per kernel tap and group: ``(out, in / groups, *kernel)`` becomes
 ``(groups · k₁···k_d, out / groups, in / groups)``, as FIRE treats it (arXiv 2602.08040,
 Algorithm 1). Transposed convolutions store ``(in, out / groups, *kernel)`` and are turned round.
+A fused projection, such as the in-projection of ``nn.MultiheadAttention``, is one matrix for each
+of its blocks of rows. Under weight norm, "the weight" is the effective one.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from fire_rl.orthogonal import isometry_scale
@@ -24,7 +27,7 @@ LayerKind = Literal["linear", "conv"]
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED_CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # Weight matrices in another layout: named in a warning, never passed over silently.
-_OTHER_WEIGHTS = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
+OTHER_WEIGHTS = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 # Modules whose parameters are scales and shifts, not weights.
 NORM_LAYERS = (
     nn.modules.batchnorm._NormBase,
@@ -38,42 +41,96 @@ _NAMED_NORM_LAYERS = ("BatchRenorm",)
 
 @dataclass(frozen=True, eq=False)
 class WeightLayer:
-    """One linear or convolutional layer: where it is and how its weight reads as matrices.
+    """One weight of a linear, convolutional or attention module, and how it reads as matrices.
 
     Attributes:
-        name: Dotted name in the module that was walked.
-        module: The layer itself.
+        name: Dotted name in the module that was walked; ``<name>.in_proj`` (or ``.q_proj``,
+            ``.k_proj``, ``.v_proj``) for the in-projections of ``nn.MultiheadAttention``.
+        module: The module that holds the weight.
         is_head: Whether it is an output layer of the network.
-        tensor_names: Names of its ``"weight"`` and ``"bias"`` where they are registered under
-            another one first, such as the weight of a tied embedding.
+        tensor_names: Dotted names of its parts, see :attr:`parts`.
+        weight_attribute: What the module calls the weight.
+        bias_attribute: What the module calls the bias, None if it has none of its own.
+        blocks: Into how many equal blocks of rows the weight is split, each a matrix of its own,
+            such as 3 for fused query, key and value projections.
     """
 
     name: str
     module: nn.Module
     is_head: bool = False
     tensor_names: Mapping[str, str] = field(default_factory=dict)
+    weight_attribute: str = "weight"
+    bias_attribute: str | None = "bias"
+    blocks: int = 1
 
     @property
     def kind(self) -> LayerKind:
         """``"linear"`` or ``"conv"``."""
-        return "linear" if isinstance(self.module, nn.Linear) else "conv"
+        return "conv" if isinstance(self.module, (*_CONVS, *_TRANSPOSED_CONVS)) else "linear"
 
     @property
     def weight(self) -> Tensor:
-        """The weight, as the layer stores it."""
-        weight = self.module.weight
+        """The weight as the layer uses it; reading it changes nothing."""
+        # In training mode, spectral norm would take a step of its power iteration.
+        computing = [kind for kind in _parametrizations(self) if kind.training]
+        for kind in computing:
+            kind.training = False
+        weight = getattr(self.module, self.weight_attribute)
+        for kind in computing:
+            kind.training = True
         assert isinstance(weight, Tensor)
         return weight
 
     @property
     def bias(self) -> nn.Parameter | None:
         """The bias, shape ``(out,)``, or None."""
-        bias = self.module.bias
+        bias = getattr(self.module, self.bias_attribute or "", None)
         return bias if isinstance(bias, nn.Parameter) else None
 
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The parameters by part: ``"weight"`` and ``"bias"``; ``"original0"``, ... if computed."""
+        found = dict[str, Tensor]()
+        if is_parametrized(self.module, self.weight_attribute):
+            computed = getattr(self.module.parametrizations, self.weight_attribute)
+            found |= dict(computed.named_parameters(recurse=False))
+        elif self.weight_attribute in self.module._parameters:
+            found["weight"] = self.weight
+        return found if self.bias is None else {**found, "bias": self.bias}
+
     def tensor_name(self, part: str) -> str:
-        """Return the dotted name of the layer's ``"weight"`` or ``"bias"``."""
-        return self.tensor_names.get(part, f"{self.name}.{part}" if self.name else part)
+        """Return the dotted name of one of the layer's parts."""
+        if part in self.tensor_names:
+            return self.tensor_names[part]
+        path = {"weight": self.weight_attribute, "bias": self.bias_attribute or "bias"}.get(
+            part, f"parametrizations.{self.weight_attribute}.{part}"
+        )
+        return f"{self.name}.{path}" if self.name else path
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        """Dotted names of the parameters that make up the weight: one, or two under weight norm."""
+        return tuple(self.tensor_name(part) for part in self.parts if part != "bias")
+
+    def weight_from(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the weight that parameters of these dotted names make up."""
+        values = [tensors[name] for name in self.weight_names]
+        norm = _weight_norm_of(self)
+        return values[0] if norm is None else norm(*values)
+
+    def stored(self, weight: Tensor) -> dict[str, Tensor]:
+        """Return the parameters, by dotted name, that make up this weight.
+
+        Under weight norm that is its magnitude and its direction; where the magnitude is zero, the
+        direction stays what it is.
+        """
+        norm = _weight_norm_of(self)
+        if norm is None:
+            return dict.fromkeys(self.weight_names, weight)
+        magnitude, direction = norm.right_inverse(weight)  # type: ignore[no-untyped-call]
+        old = self.parts["original1"].detach().to(direction)
+        direction = torch.where(magnitude > 0, direction, old)
+        return dict(zip(self.weight_names, (magnitude, direction), strict=True))
 
     @property
     def groups(self) -> int:
@@ -83,7 +140,9 @@ class WeightLayer:
     @property
     def frozen(self) -> bool:
         """Whether the user has excluded the weight from training (``requires_grad=False``)."""
-        return not self.weight.requires_grad
+        own = [part for name, part in self.parts.items() if name != "bias"]
+        own = own or list(self.module.parameters(recurse=False))  # the old norms' weight_orig, ...
+        return not all(part.requires_grad for part in own)
 
     @property
     def scale(self) -> float:
@@ -99,21 +158,25 @@ class WeightLayer:
         return count * min(rows, columns)
 
     def matrices(self, weight: Tensor | None = None) -> Tensor:
-        """Return the weight, or another tensor of its shape, as ``(batch, out, in)`` matrices."""
+        """Return the weight, or another tensor of its shape, as ``(batch, out, in)`` matrices.
+
+        The blocks of a tap or group follow one another.
+        """
         weight = self.weight.detach() if weight is None else weight
         if self.kind == "linear":
-            return weight[None]
+            return weight.reshape(self.blocks, -1, weight.shape[1])
         # (groups, first, second, taps) with (out, in), or (in, out) if transposed
         split = weight.reshape(self.groups, -1, weight.shape[1], math.prod(weight.shape[2:]))
         order = (3, 0, 2, 1) if isinstance(self.module, _TRANSPOSED_CONVS) else (3, 0, 1, 2)
         split = split.permute(order)
-        return split.reshape(-1, *split.shape[-2:])
+        return split.reshape(-1, split.shape[2] // self.blocks, split.shape[3])
 
     def from_matrices(self, matrices: Tensor) -> Tensor:
         """Undo :meth:`matrices`: ``(batch, out, in)`` to the shape of the weight."""
         if self.kind == "linear":
-            return matrices[0]
-        split = matrices.reshape(-1, self.groups, *matrices.shape[-2:])
+            return matrices.reshape(self.weight.shape)
+        rows, columns = matrices.shape[-2:]
+        split = matrices.reshape(-1, self.groups, rows * self.blocks, columns)
         order = (1, 3, 2, 0) if isinstance(self.module, _TRANSPOSED_CONVS) else (1, 2, 3, 0)
         return split.permute(order).reshape(self.weight.shape)
 
@@ -121,11 +184,11 @@ class WeightLayer:
 def weight_layers(
     module: nn.Module, heads: Collection[str] | None = None
 ) -> tuple[WeightLayer, ...]:
-    """List the linear and convolutional layers of a module in order of registration.
+    """List the linear, convolutional and attention layers of a module in order of registration.
 
     A layer that is registered twice, or that shares its weight with an earlier one, is listed
-    once. Recurrent, attention and bilinear weights have other layouts: they are left out, and a
-    warning names them.
+    once. Recurrent and bilinear weights have other layouts: they are left out, and a warning names
+    them.
 
     Args:
         module: Any module.
@@ -135,7 +198,7 @@ def weight_layers(
     found = weight_layers_of(module.named_modules())
     if heads is None:
         heads = {found[-1].name} if found else set()
-    return tuple(WeightLayer(layer.name, layer.module, layer.name in heads) for layer in found)
+    return tuple(replace(layer, is_head=layer.name in heads) for layer in found)
 
 
 def weight_layers_of(
@@ -144,32 +207,102 @@ def weight_layers_of(
     """Like :func:`weight_layers`, for any ``(name, module)`` pairs."""
     layers: dict[int, WeightLayer] = {}
     for name, module in named_modules:
-        if isinstance(module, _OTHER_WEIGHTS):
+        if isinstance(module, OTHER_WEIGHTS):
             warnings.warn(
-                f"`{name or type(module).__name__}` ({type(module).__name__}) is no linear or "
-                "convolutional layer: its own weights are left as they are.",
+                f"`{name or type(module).__name__}` ({type(module).__name__}) is no linear, "
+                "convolutional or attention layer: its own weights are left as they are.",
                 UserWarning,
                 stacklevel=2,
             )
+        found: tuple[WeightLayer, ...] = ()
         if isinstance(module, (nn.Linear, *_CONVS, *_TRANSPOSED_CONVS)):
-            identity = id(module._parameters.get("weight", module))
-            layers.setdefault(identity, WeightLayer(name, module, name in heads))
+            found = (WeightLayer(name, module, name in heads),)
+        elif isinstance(module, nn.MultiheadAttention):
+            found = _in_projections(name, module)
+        for layer in found:
+            held = module._parameters.get(layer.weight_attribute, module)
+            layers.setdefault(id(held), layer)
     return tuple(layers.values())
 
 
+def _in_projections(name: str, module: nn.MultiheadAttention) -> tuple[WeightLayer, ...]:
+    """List the query, key and value projections: one weight of three blocks, or three weights."""
+    prefix = f"{name}." if name else ""
+    fused = module.in_proj_weight is not None
+    return tuple(
+        WeightLayer(
+            name=f"{prefix}{part}",
+            module=module,
+            tensor_names={"weight": f"{prefix}{part}_weight", "bias": f"{prefix}in_proj_bias"},
+            weight_attribute=f"{part}_weight",
+            bias_attribute="in_proj_bias" if fused else None,
+            blocks=3 if fused else 1,
+        )
+        for part in (("in_proj",) if fused else ("q_proj", "k_proj", "v_proj"))
+    )
+
+
 def check_writable(layer: WeightLayer) -> None:
-    """Raise ValueError if the weight of a layer cannot be written in place, naming the layer."""
-    module = layer.module
-    if is_parametrized(module, "weight") or "weight" not in module._parameters:
+    """Raise ValueError if the weight is no plain parameter that can be written in place.
+
+    Weight norm is refused as well: :func:`check_assignable` accepts it.
+    """
+    if "weight" not in layer.parts:
         raise ValueError(
             f"Layer `{layer.name}` has a parametrized weight (weight norm, spectral norm or the "
             "like), which is computed at each pass and cannot be set. Remove the parametrization "
             "(torch.nn.utils.parametrize.remove_parametrizations), or exclude it by name."
         )
-    if isinstance(module.weight, nn.parameter.UninitializedParameter):
+    if isinstance(layer.weight, nn.parameter.UninitializedParameter):
         raise ValueError(
             f"Layer `{layer.name}` is lazy and has no weight yet: run one forward pass first."
         )
+
+
+def check_assignable(layer: WeightLayer) -> None:
+    """Raise ValueError if no value can be given to the weight, saying why.
+
+    A plain parameter can be given one, and so can the effective weight under torch's weight norm.
+    """
+    kinds = _parametrizations(layer)
+    if any(isinstance(kind, _SpectralNorm) for kind in kinds) or hasattr(
+        layer.module, f"{layer.weight_attribute}_orig"
+    ):
+        raise ValueError(
+            f"Layer `{layer.name}` has spectral norm, which divides the weight by its largest "
+            "singular value at each pass and so cancels any scale, FIRE's too. Remove it "
+            "(torch.nn.utils.parametrize.remove_parametrizations), or exclude the layer by name."
+        )
+    if any(isinstance(kind, _Orthogonal) for kind in kinds):
+        raise ValueError(
+            f"Layer `{layer.name}` is kept orthogonal by its parametrization: there is nothing to "
+            "restore. Exclude it by name."
+        )
+    if hasattr(layer.module, f"{layer.weight_attribute}_g"):
+        raise ValueError(
+            f"Layer `{layer.name}` has the old torch.nn.utils.weight_norm, whose weight is out of "
+            "date between passes: use torch.nn.utils.parametrizations.weight_norm, or exclude the "
+            "layer by name."
+        )
+    if _weight_norm_of(layer) is None:
+        check_writable(layer)
+
+
+def _parametrizations(layer: WeightLayer) -> list[nn.Module]:
+    if not is_parametrized(layer.module, layer.weight_attribute):
+        return []
+    return list(getattr(layer.module.parametrizations, layer.weight_attribute))
+
+
+def _weight_norm_of(layer: WeightLayer) -> _WeightNorm | None:
+    """Return the weight norm of a layer, if that is all that computes its weight."""
+    kinds = _parametrizations(layer)
+    return kinds[0] if len(kinds) == 1 and isinstance(kinds[0], _WeightNorm) else None
+
+
+def plain_name(name: str) -> str:
+    """Return a dotted name without what ``torch.compile`` puts into it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def is_norm_layer(module: nn.Module) -> bool:

@@ -168,7 +168,7 @@ def test_an_optimizer_forgets_what_changed():
         ({"strength": 1.5}, "`strength` must be a number above 0 and at most 1, got 1.5"),
         ({"hidden": "skip"}, "`hidden` must be one of 'project', 'reset', 'keep'"),
         ({"target": "keep"}, "`target` concerns agents"),
-        ({"hidden": "reset", "source": "initial"}, "`source` must be 'fresh' for a plain module"),
+        ({"hidden": "reset", "source": "initial"}, "`source='initial'` needs the weights"),
         ({"include": 3}, "`include` must be a name or a list of names, got 3"),
     ],
 )

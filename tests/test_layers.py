@@ -3,7 +3,8 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm
+from torch.nn.utils.parametrize import register_parametrization
 
 from fire_rl import fire_, isometry_scale, newton_schulz
 from fire_rl.layers import weight_layers
@@ -85,14 +86,30 @@ def test_order_heads_and_sharing():
 
 def test_other_weights_are_named_not_passed_over():
     module = nn.Sequential(nn.LSTM(3, 4), nn.Linear(4, 2))
-    with pytest.warns(UserWarning, match=r"`0` \(LSTM\) is no linear or convolutional layer"):
+    with pytest.warns(
+        UserWarning, match=r"`0` \(LSTM\) is no linear, convolutional or attention layer"
+    ):
         assert [layer.name for layer in weight_layers(module)] == ["1"]
 
 
 def test_computed_and_lazy_weights_are_refused_by_name():
-    module = nn.Sequential(nn.Linear(3, 3), weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3))
-    with pytest.raises(ValueError, match="Layer `1` has a parametrized weight"):
-        fire_(module)
-    fire_(module, exclude=["1"])
+    class Halved(nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    for computed, why in (
+        (spectral_norm, "Layer `1` has spectral norm, .* cancels any scale, FIRE's too"),
+        (nn.utils.spectral_norm, "Layer `1` has spectral norm"),
+        (orthogonal, "Layer `1` is kept orthogonal"),
+        (lambda layer: register_parametrization(layer, "weight", Halved()), "a parametrized weig"),
+    ):
+        module = nn.Sequential(nn.Linear(3, 3), computed(nn.Linear(3, 3)), nn.Linear(3, 3))
+        before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        with pytest.raises(ValueError, match=why):
+            fire_(module)
+        assert all(torch.equal(t, before[n]) for n, t in module.state_dict().items())
+        fire_(module, exclude=["1"])
+        after = module[1].state_dict()  # spectral norm's power iteration included
+        assert all(torch.equal(t, before[f"1.{n}"]) for n, t in after.items())
     with pytest.raises(ValueError, match="Layer `0` is lazy"):
         fire_(nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 3)))

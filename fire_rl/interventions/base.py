@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 from fire_rl._validation import check_choice, nearest
 from fire_rl.connections import Connection
-from fire_rl.layers import WeightLayer, first_non_finite, is_norm_layer, weight_layers_of
+from fire_rl.layers import (
+    WeightLayer,
+    first_non_finite,
+    is_norm_layer,
+    plain_name,
+    weight_layers_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +47,8 @@ class Network:
     @classmethod
     def from_module(cls, module: nn.Module, heads: Collection[str] | None = None) -> Network:
         """Describe a plain module; by default its last weight layer is the head."""
-        modules = dict(module.named_modules())
-        tensors = dict([*module.named_parameters(), *module.named_buffers()])
+        modules = {plain_name(name): child for name, child in module.named_modules()}
+        tensors = named_tensors(module)
         if heads is None:
             layers = weight_layers_of(modules.items())
             heads = {layers[-1].name} if layers else ()
@@ -54,9 +60,8 @@ class Network:
         names = {id(tensor): name for name, tensor in self.tensors.items()}
         found = []
         for layer in weight_layers_of(self.modules.items(), self.heads):
-            own = {part: layer.module._parameters.get(part) for part in ("weight", "bias")}
-            registered = {part: names[id(t)] for part, t in own.items() if id(t) in names}
-            found.append(replace(layer, tensor_names=registered))
+            registered = {part: names[id(t)] for part, t in layer.parts.items() if id(t) in names}
+            found.append(replace(layer, tensor_names={**layer.tensor_names, **registered}))
         return tuple(found)
 
     def is_frozen(self, name: str) -> bool:
@@ -110,6 +115,7 @@ class Update:
         entries: Boolean, of the tensor's shape: only these entries were meant, and only their
             optimizer moments are forgotten. None means all.
         units: Number of units that the new value recycles, for the report.
+        blocks: Where the layer's weight was split into blocks of rows: what was done to each.
     """
 
     value: Tensor
@@ -117,6 +123,16 @@ class Update:
     scale: float | Tensor | None = None
     entries: Tensor | None = None
     units: int = 0
+    blocks: tuple[str, ...] = ()
+
+
+def weight_updates(layer: WeightLayer, update: Update) -> dict[str, Update]:
+    """Return what an update of a layer's weight means for the parameters that make it up."""
+    entries = update.entries if len(layer.weight_names) == 1 else None
+    return {
+        name: replace(update, value=value, entries=entries)
+        for name, value in layer.stored(update.value).items()
+    }
 
 
 @dataclass(frozen=True)
@@ -170,6 +186,12 @@ class Intervention(Protocol):
     def plan(self, network: Network, context: Context) -> dict[str, Update]:
         """Compute new values by tensor name; change nothing."""
         ...
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer of a module once, by dotted name."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {plain_name(name): tensor for name, tensor in named}
 
 
 def check_finite(network: Network) -> None:

@@ -7,18 +7,27 @@ deviation from isometry to zero, which is what lets the network learn on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fire_rl._validation import check_choice, check_int, check_positive
-from fire_rl.interventions.base import Context, Network, Update, select_layers
+from fire_rl.interventions.base import (
+    Context,
+    Network,
+    Update,
+    check_patterns,
+    select_layers,
+    weight_updates,
+)
 from fire_rl.interventions.options import LayerOptions
-from fire_rl.layers import WeightLayer, check_writable
+from fire_rl.layers import WeightLayer, check_assignable
 from fire_rl.orthogonal import NullDirections, newton_schulz, polar_factor
+from fire_rl.projections import QUERY_KEY_NAMES, BlockRule, as_split, blocks_by_name
 
 LayerRule = Literal["project", "reset", "keep"]
 
@@ -56,6 +65,17 @@ class FIRE(LayerOptions):
         biases: Of projected layers: ``"keep"``, ``"reset"`` or ``"zero"``.
         norm_layers: ``"keep"``, or ``"reset"`` scales, shifts and running statistics.
         log_std: ``"keep"``, or ``"reset"`` a state-independent log standard deviation (PPO, gSDE).
+        split: Layers that are several matrices on top of one another, such as fused query, key and
+            value projections: name pattern to the number of equal blocks of rows, or to a list
+            with ``"project"`` or ``"keep"`` for each (``{"*.qkv": ["project", "project",
+            "keep"]}``); or ``"by_name"``: those with customary names (``c_attn``, ``qkv``,
+            ``to_qkv``, ``to_kv``). The in-projection of ``nn.MultiheadAttention`` is three blocks
+            anyway. Each block has its own scale.
+        only: ``"query_key"``: nothing but the query and key projections of attention, by their
+            customary names (``to_q``, ``to_k``, ``q_proj``, ``query``, ...), and those blocks of
+            fused ones.
+        tied: A linear layer that shares its weight with an embedding: ``"project"`` both, or
+            ``"keep"`` both.
         target: See :class:`~fire_rl.interventions.base.Aftermath`; so are the next four.
         optimizer_state: ``"changed"``, ``"all"`` or ``"keep"``.
         entropy_temperature: ``"keep"`` or ``"reset"``.
@@ -81,6 +101,9 @@ class FIRE(LayerOptions):
     biases: Literal["keep", "reset", "zero"] = "keep"
     norm_layers: Literal["keep", "reset"] = "keep"
     log_std: Literal["keep", "reset"] = "keep"
+    split: Literal["by_name"] | Mapping[str, Any] = field(default_factory=dict)
+    only: Literal["query_key"] | None = None
+    tied: Literal["project", "keep"] = "project"
 
     name: ClassVar[str] = "fire"
     # FIRE's authors intervene once, at the midpoint (FIRE repository, `rl/`).
@@ -102,9 +125,13 @@ class FIRE(LayerOptions):
         check_choice("biases", self.biases, ("keep", "reset", "zero"))
         check_choice("norm_layers", self.norm_layers, ("keep", "reset"))
         check_choice("log_std", self.log_std, ("keep", "reset"))
+        check_choice("tied", self.tied, ("project", "keep"))
+        if self.only is not None:
+            check_choice("only", self.only, ("query_key",))
         self._set(
             num_steps=check_int("num_steps", self.num_steps, 1),
             strength=check_positive("strength", self.strength, 1.0),
+            split=as_split(self.split),
         )
 
     @classmethod
@@ -132,31 +159,76 @@ class FIRE(LayerOptions):
         preset: dict[str, Any] = {"optimizer_state": "all", "entropy_temperature": "reset"}
         return cls(**{**preset, **options})
 
+    @classmethod
+    def paper_vision(cls, **options: Any) -> FIRE:
+        """Return FIRE as in the authors' ResNet and VGG code (FIRE repository, ``vision``).
+
+        Every convolution and linear layer is projected, the head included; biases and norm layers
+        are kept with their statistics; the optimizer starts anew.
+        """
+        return cls(**{"optimizer_state": "all", **options})
+
+    @classmethod
+    def paper_vit(cls, **options: Any) -> FIRE:
+        """Return FIRE as in the authors' ViT code: query and key projections, nothing else.
+
+        The optimizer starts anew. The published code knows layers called ``to_q`` and ``to_k``; the
+        same blocks of fused projections are this library's reading of that rule.
+        """
+        return cls(**{"only": "query_key", "optimizer_state": "all", **options})
+
+    @classmethod
+    def paper_gpt(cls, **options: Any) -> FIRE:
+        """Return FIRE as in the authors' GPT code (FIRE repository, ``language``).
+
+        Five Newton-Schulz steps on every linear layer, fused query, key and value projections
+        block by block; a head that is tied to the token embedding takes it along
+        (``tied="keep"`` leaves both). The optimizer starts anew.
+        """
+        preset: dict[str, Any] = {"num_steps": 5, "split": "by_name", "optimizer_state": "all"}
+        return cls(**{**preset, **options})
+
     def check(self, networks: Sequence[Network]) -> None:
-        """Raise ValueError if a name pattern matches no layer, or a layer cannot be written."""
+        """Raise ValueError if a name matches no layer, or a layer cannot be split or written."""
         super().check(networks)
-        for network in networks:
-            for layer in select_layers(network.layers, self.include, self.exclude):
-                if self._rule(layer) != "keep":
-                    check_writable(layer)
+        if isinstance(self.split, Mapping):
+            check_patterns("split", list(self.split), networks)
+        chosen = [layer for network in networks for layer in self._chosen(network)]
+        if self.only is not None and not chosen:
+            raise ValueError(
+                "`only='query_key'` finds no query or key projection; it knows layers called "
+                f"{', '.join(QUERY_KEY_NAMES)}. Name yours in `include` instead, and in `split` if "
+                "they are fused."
+            )
+        for layer in chosen:
+            if not layer.frozen:
+                check_assignable(layer)
+            blocks = len(self._blocks(layer))
+            if layer.weight.shape[0] % blocks or (blocks > 1 and layer.groups > 1):
+                raise ValueError(
+                    f"`split` of `{layer.name}` must divide its {layer.weight.shape[0]} rows (and "
+                    f"it must not be a grouped convolution), got {blocks} blocks."
+                )
 
     @torch.no_grad()
     def plan(self, network: Network, context: Context) -> dict[str, Update]:
         """Compute the new tensors of a network. Frozen weights and biases are kept."""
         updates: dict[str, Update] = {}
-        for layer in select_layers(network.layers, self.include, self.exclude):
+        for layer in self._chosen(network):
             rule = "keep" if layer.frozen else self._rule(layer)
-            weight, bias = layer.tensor_name("weight"), layer.tensor_name("bias")
+            bias = layer.tensor_name("bias")
             if rule == "project":
-                updates[weight] = self._project(layer)
+                updates |= weight_updates(layer, self._project(layer))
             if rule == "reset":
-                updates |= self._reset([weight], network, context)
+                updates |= self._reset(layer.weight_names, network, context)
             if layer.bias is None or not layer.bias.requires_grad:
                 continue
-            if rule == "project" and self.biases == "zero":
-                updates[bias] = Update(torch.zeros_like(layer.bias), "zero")
             if rule == "reset" or (rule == "project" and self.biases == "reset"):
                 updates |= self._reset([bias], network, context)
+            if rule == "project" and self.biases == "zero":
+                updates[bias] = Update(torch.zeros_like(layer.bias), "zero")
+            if rule == "project" and bias in updates and "keep" in self._blocks(layer):
+                updates[bias] = self._of_blocks(updates[bias], layer)
         if self.norm_layers == "reset":
             updates |= self._reset(network.norm_tensors, network, context)
         if self.log_std == "reset":
@@ -169,7 +241,37 @@ class FIRE(LayerOptions):
             return self.head
         return self.conv if layer.kind == "conv" else self.hidden
 
+    def _chosen(self, network: Network) -> Iterator[WeightLayer]:
+        """Yield the layers that the options are about and do not keep."""
+        embeddings = {
+            id(module._parameters.get("weight"))
+            for module in network.modules.values()
+            if isinstance(module, nn.Embedding)
+        }
+        for layer in select_layers(network.layers, self.include, self.exclude):
+            tied = id(layer.module._parameters.get(layer.weight_attribute)) in embeddings
+            if self._rule(layer) == "keep" or (tied and self.tied == "keep"):
+                continue
+            if "project" in self._blocks(layer):
+                yield layer
+
+    def _blocks(self, layer: WeightLayer) -> tuple[BlockRule, ...]:
+        """Return what happens to each block of rows of a layer that is projected."""
+        if isinstance(self.split, Mapping):
+            for pattern, named in self.split.items():
+                if fnmatchcase(layer.name, pattern):
+                    return tuple(named)
+        names = blocks_by_name(layer.name)
+        if self.only == "query_key":
+            rules: dict[str, BlockRule] = {"q": "project", "k": "project", "v": "keep"}
+            return tuple(rules[name] for name in names)
+        blocks = layer.blocks if self.split != "by_name" else max(len(names), layer.blocks)
+        project: BlockRule = "project"
+        return (project,) * blocks
+
     def _project(self, layer: WeightLayer) -> Update:
+        blocks = self._blocks(layer)
+        layer = replace(layer, blocks=len(blocks))
         # Half-precision weights are rounded once, at the end.
         old = layer.matrices().to(torch.promote_types(layer.weight.dtype, torch.float32))
         if self.method == "exact":
@@ -180,7 +282,25 @@ class FIRE(LayerOptions):
         factor = factor * scale
         if self.strength < 1:
             factor = torch.lerp(old, factor, self.strength)
-        return Update(layer.from_matrices(factor), "project", scale)
+        if len(blocks) == 1:
+            return Update(layer.from_matrices(factor), "project", scale)
+        touched = torch.tensor([rule == "project" for rule in blocks], device=old.device)
+        touched = touched.repeat(len(old) // len(blocks))[:, None, None].expand_as(old)
+        return Update(
+            layer.from_matrices(torch.where(touched, factor, old)),
+            "project",
+            scale,
+            entries=None if bool(touched.all()) else layer.from_matrices(touched),
+            blocks=blocks,
+        )
+
+    def _of_blocks(self, update: Update, layer: WeightLayer) -> Update:
+        """Restrict the update of a bias to the blocks that are projected."""
+        assert layer.bias is not None
+        touched = torch.tensor([rule == "project" for rule in self._blocks(layer)])
+        entries = touched.repeat_interleave(len(layer.bias) // len(touched)).to(layer.bias.device)
+        value = torch.where(entries, update.value, layer.bias.detach())
+        return replace(update, value=value, entries=entries)
 
     def _scale(self, layer: WeightLayer, factor: Tensor) -> float | Tensor:
         if self.scale == "published":

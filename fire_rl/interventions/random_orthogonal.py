@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import torch
 
 from fire_rl._validation import check_choice, check_positive
-from fire_rl.interventions.base import Context, Network, Update
+from fire_rl.interventions.base import Context, Network, Update, weight_updates
 from fire_rl.interventions.options import LayerOptions
-from fire_rl.layers import WeightLayer, check_writable
+from fire_rl.layers import WeightLayer, check_assignable
 from fire_rl.orthogonal import polar_factor
 
 Rule = Literal["draw", "reset", "keep"]
@@ -68,19 +68,19 @@ class RandomOrthogonal(LayerOptions):
         for network in networks:
             for layer in self.selected(network):
                 if self._rule(layer) != "keep":
-                    check_writable(layer)
+                    check_assignable(layer)
 
     @torch.no_grad()
     def plan(self, network: Network, context: Context) -> dict[str, Update]:
         """Compute the new weights of a network. Frozen weights are kept."""
         updates: dict[str, Update] = {}
         for layer in self.selected(network):
-            rule, weight = self._rule(layer), layer.tensor_name("weight")
+            rule = self._rule(layer)
             if rule == "draw":
-                updates[weight] = self._draw(layer, context.generator)
+                updates |= weight_updates(layer, self._draw(layer, context.generator))
             elif rule == "reset":
                 new = context.source(self.source)
-                updates[weight] = Update(new[weight], "reset")
+                updates |= {name: Update(new[name], "reset") for name in layer.weight_names}
                 if layer.bias is not None and layer.bias.requires_grad:
                     bias = layer.tensor_name("bias")
                     updates[bias] = Update(new[bias], "reset")

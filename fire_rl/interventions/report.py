@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fire_rl.interventions.base import Network, Update
+from fire_rl.layers import OTHER_WEIGHTS
 from fire_rl.orthogonal import deviation_from_isometry, squared_frobenius_error
 
 # SB3's stdout table raises where two keys share their first 36 characters.
@@ -36,6 +37,8 @@ class LayerChange:
         norm_after: The same after.
         num_singular_values: By which DfI is divided to compare layers.
         units: Number of units that were recycled.
+        frozen: Whether the weight was left alone because the user has frozen it.
+        blocks: Where the weight was split into blocks of rows: what was done to each.
     """
 
     name: str
@@ -49,14 +52,24 @@ class LayerChange:
     norm_after: float
     num_singular_values: int
     units: int = 0
+    frozen: bool = False
+    blocks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What became of one network: its weight layers, and the names of its other changed tensors."""
+    """What became of one network.
+
+    Attributes:
+        layers: What became of its weight layers.
+        others: Names of other tensors that changed, and what was done.
+        kept: Names of weights that were left alone for what they are: ``"frozen"``,
+            ``"embedding"``, or the class of a module in another layout, such as ``"LSTM"``.
+    """
 
     layers: tuple[LayerChange, ...]
     others: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -64,7 +77,9 @@ def describe_changes(network: Network, updates: Mapping[str, Update]) -> Changes
     """Compare a network with the updates planned for it, before they are written."""
     layers = []
     for layer in network.layers:
-        update = updates.get(layer.tensor_name("weight"))
+        update = next((updates[name] for name in layer.weight_names if name in updates), None)
+        if update is not None and update.blocks:
+            layer = replace(layer, blocks=len(update.blocks))
         old = layer.matrices()
         old = old.to(torch.promote_types(old.dtype, torch.float32))
         scale: float | Tensor = layer.scale
@@ -77,7 +92,9 @@ def describe_changes(network: Network, updates: Mapping[str, Update]) -> Changes
         sfe, dfi_after, norm_after = 0.0, dfi_before, norm_before
         if update is not None:
             # As the layer will hold it: rounded to its dtype.
-            new = layer.matrices(update.value.to(layer.weight)).to(old.dtype)
+            held = {n: network.tensors[n] for n in layer.weight_names}
+            planned = {n: updates[n].value.to(t) for n, t in held.items() if n in updates}
+            new = layer.matrices(layer.weight_from({**held, **planned})).to(old.dtype)
             sfe = float(squared_frobenius_error(new, old).sum())
             dfi_after = float(deviation_from_isometry(new / scale).sum())
             norm_after = float(torch.linalg.vector_norm(new))
@@ -94,11 +111,27 @@ def describe_changes(network: Network, updates: Mapping[str, Update]) -> Changes
                 norm_after=norm_after,
                 num_singular_values=layer.num_singular_values,
                 units=0 if update is None else update.units,
+                frozen=update is None and layer.frozen,
+                blocks=() if update is None else update.blocks,
             )
         )
-    weights = {layer.tensor_name("weight") for layer in network.layers}
+    weights = {name for layer in network.layers for name in layer.weight_names}
     others = {name: update.action for name, update in updates.items() if name not in weights}
-    return Changes(tuple(layers), others)
+    return Changes(tuple(layers), others, _kept(network, updates))
+
+
+def _kept(network: Network, updates: Mapping[str, Update]) -> dict[str, str]:
+    """Return the weights that no update is about, and what keeps them."""
+    kept: dict[str, str] = {}
+    names = {id(tensor): name for name, tensor in network.tensors.items()}
+    for module in network.modules.values():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag, *OTHER_WEIGHTS)):
+            reason = "embedding" if hasattr(module, "num_embeddings") else type(module).__name__
+            own = (names.get(id(p)) for p in module.parameters(recurse=False) if p.ndim > 1)
+            kept |= {name: reason for name in own if name}
+    frozen = [n for layer in network.layers if layer.frozen for n in layer.weight_names]
+    kept |= dict.fromkeys(frozen, "frozen")
+    return {name: reason for name, reason in kept.items() if name not in updates}
 
 
 @dataclass(frozen=True)
@@ -184,6 +217,8 @@ class InterventionReport:
         for role, changes in self.networks.items():
             touched = sum(layer.action != "keep" for layer in changes.layers)
             text = f"{role}: {touched} of {len(changes.layers)} layers"
+            frozen = sum(layer.frozen for layer in changes.layers)
+            text += f" ({frozen} frozen)" if frozen else ""
             if f"intervention/{role}/recycled_units" in numbers:
                 text += f", {numbers[f'intervention/{role}/recycled_units']:g} units recycled"
             for name, label in (("dfi", "DfI/sv"), ("dormant", "dormant"), ("erank", "erank")):

@@ -12,7 +12,7 @@ import torch
 from fire_rl._validation import check_choice
 from fire_rl.interventions.base import Context, Network, Update
 from fire_rl.interventions.options import Options
-from fire_rl.layers import WeightLayer, check_writable
+from fire_rl.layers import WeightLayer, check_assignable
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Reset(Options):
                         f"{len(chain)} layers of its own: use 'last:{len(chain)}' or 'all'."
                     )
             for layer in self._layers(network):
-                check_writable(layer)
+                check_assignable(layer)
 
     @torch.no_grad()
     def plan(self, network: Network, context: Context) -> dict[str, Update]:
@@ -100,10 +100,8 @@ class Reset(Options):
         if self.layers == "all":
             names = list(network.tensors)
         else:
-            parts = [
-                (layer, part) for layer in self._layers(network) for part in ("weight", "bias")
-            ]
-            names = [layer.tensor_name(part) for layer, part in parts if _has(layer, part)]
+            layers = self._layers(network)
+            names = [layer.tensor_name(part) for layer in layers for part in layer.parts]
         names = [name for name in names if not network.is_frozen(name)]
         if not names:
             return {}
@@ -139,7 +137,3 @@ def _chains(network: Network) -> list[list[list[WeightLayer]]]:
         else:
             chains[-1].append([layer])
     return [chain for chain in chains if chain and chain[-1][0].is_head]
-
-
-def _has(layer: WeightLayer, part: str) -> bool:
-    return getattr(layer, part) is not None

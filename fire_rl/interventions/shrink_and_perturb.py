@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from fire_rl._validation import check_choice, check_share
-from fire_rl.interventions.base import Context, Network, Update
+from fire_rl.interventions.base import Context, Network, Update, weight_updates
 from fire_rl.interventions.options import LayerOptions
-from fire_rl.layers import WeightLayer, check_writable
+from fire_rl.layers import WeightLayer, check_assignable
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class ShrinkAndPerturb(LayerOptions):
         super().check(networks)
         for network in networks:
             for layer in self.selected(network):
-                check_writable(layer)
+                check_assignable(layer)
 
     @torch.no_grad()
     def plan(self, network: Network, context: Context) -> dict[str, Update]:
@@ -120,26 +121,28 @@ class ShrinkAndPerturb(LayerOptions):
                 for name, tensor in network.tensors.items()
                 if tensor.requires_grad and tensor.is_floating_point()
             }
-        of_layers = {
-            layer.tensor_name(part) for layer in network.layers for part in ("weight", "bias")
-        }
+        of_layers = {layer.tensor_name(part) for layer in network.layers for part in layer.parts}
         shares = {name: keep for name, keep in shares.items() if name not in of_layers}
-        for layer in self.selected(network):
-            shares[layer.tensor_name("weight")] = self._share(layer)
+        layers = [layer for layer in self.selected(network) if self._share(layer) < 1]
+        for layer in layers:
             if layer.bias is not None and layer.bias.requires_grad:
                 shares[layer.tensor_name("bias")] = self._share(layer)
         shares = {name: keep for name, keep in shares.items() if keep < 1}
-        if not shares:
+        if not shares and not layers:
             return {}
         new = context.source(self.source)
-        return {
-            name: Update(
-                torch.lerp(new[name], network.tensors[name], keep),
-                "shrink_and_perturb" if keep > 0 else "reset",
-            )
-            for name, keep in shares.items()
+        updates = {
+            name: _mixed(new[name], network.tensors[name], keep) for name, keep in shares.items()
         }
+        for layer in layers:
+            mixed = _mixed(layer.weight_from(new), layer.weight, self._share(layer))
+            updates |= weight_updates(layer, mixed)
+        return updates
 
     def _share(self, layer: WeightLayer) -> float:
         kind = self.head if layer.is_head else self.conv if layer.kind == "conv" else self.hidden
         return self.keep if kind is None else kind
+
+
+def _mixed(new: Tensor, old: Tensor, keep: float) -> Update:
+    return Update(torch.lerp(new, old, keep), "shrink_and_perturb" if keep > 0 else "reset")
