@@ -109,8 +109,11 @@ def check_arm_name(name: str) -> None:
 
 def at_step(intervention: Any, step: int) -> list[Entry]:
     """Return entries that act in a run from a step on: those without a schedule, there and once."""
-    once: Entry = {"schedule": {"at": [step]}, "unit": "timesteps"}
-    return [entry if "schedule" in entry else {**entry, **once} for entry in entries(intervention)]
+    once: Entry = {"schedule": {"at": [step]}}
+    return [
+        entry if "schedule" in entry else {k: v for k, v in entry.items() if k != "unit"} | once
+        for entry in entries(intervention)
+    ]
 
 
 def check_schedule(schedule: Any, intervention: Any) -> None:

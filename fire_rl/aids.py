@@ -84,15 +84,18 @@ class ExplorationRestart:
     def apply(self, model: BaseAlgorithm, step: int) -> None:
         """Replace DQN's schedule of ε until ``steps`` have passed since an event at ``step``."""
         explorer: Any = model  # DQN and QR-DQN name these alike
-        usual = explorer.exploration_schedule
-        while isinstance(usual, _Restarted):
-            usual = usual.usual
-        if model.num_timesteps >= step + self.steps:
-            explorer.exploration_schedule = usual
-            return
-        restarted = _Restarted(self, model, step, usual)
-        explorer.exploration_schedule = restarted
-        explorer.exploration_rate = restarted(model._current_progress_remaining)
+        restore_exploration(model)
+        if step <= model.num_timesteps < step + self.steps:
+            restarted = _Restarted(self, model, step, explorer.exploration_schedule)
+            explorer.exploration_schedule = restarted
+            explorer.exploration_rate = restarted(model._current_progress_remaining)
+
+
+def restore_exploration(model: BaseAlgorithm) -> None:
+    """Put the usual schedule of ε back."""
+    schedule = getattr(model, "exploration_schedule", None)
+    if isinstance(schedule, _Restarted):
+        model.exploration_schedule = schedule.usual  # type: ignore[attr-defined]
 
 
 class _Restarted:

@@ -24,6 +24,7 @@ from fire_rl.aids import (
     as_head_refit,
     check_aids,
     check_head_refit,
+    restore_exploration,
     warm_up,
 )
 from fire_rl.clock import EventClock, Unit
@@ -137,6 +138,11 @@ class InterventionCallback(RolloutCallback):
     def _on_training_start(self) -> None:
         super()._on_training_start()
         self.recovery.start(self.model.num_timesteps)
+        if self._restarted is not None:
+            if self.num_timesteps < self._restarted[0]:
+                self._restarted = None  # a call that counts from 0 again
+            else:
+                self._restarted[1].apply(self.model, self._restarted[0])
         self._plan_is_said = False  # later: the first rollout start may restore a checkpoint
 
     def _on_rollout_start(self) -> None:
@@ -190,8 +196,7 @@ class InterventionCallback(RolloutCallback):
 
     def _on_training_end(self) -> None:
         super()._on_training_end()
-        if self._restarted is not None:
-            self._restarted[1].apply(self.model, self._restarted[0])  # takes it off if it is over
+        restore_exploration(self.model)  # what is left of it begins with the next learn()
         folder = self._folder()
         if folder is not None:
             self.episodes.write(folder)

@@ -123,13 +123,58 @@ def apply(refit, steps=32):
             lambda: learn("sac", restart_exploration=3),
             r"about the ε of DQN and QR-DQN, and SAC has none",
         ),
-        (lambda: apply({"temperature": 2}), r"logits of a categorical policy, and this DQN has"),
+        (lambda: apply({"temperature": 2}), r"logits of a categorical policy, and there is none"),
         (lambda: apply(True, steps=0), r"no observations"),
     ],
 )
 def test_bad_aids(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("algo", "intervention", "refit", "message"),
+    [
+        ("dqn", FIRE(target="same"), True, r"`target='same'` would leave the target's unfitted"),
+        ("dqn", "redo", True, r"would undo `redo`"),
+        ("ppo", FIRE(networks=["critic"]), {"temperature": 5}, r"there is none among the networks"),
+    ],
+)
+def test_head_refit_that_would_be_wrong(algo, intervention, refit, message):
+    model = make_model(algo).learn(32)
+    before = state_of(model)
+    with pytest.raises(ValueError, match=message):
+        apply_intervention(model, intervention, head_refit=refit)
+    assert not changed(before, state_of(model))
+    callback = InterventionCallback(intervention, {"at": [8]}, head_refit=refit)
+    with pytest.raises(ValueError, match=message):
+        model.learn(16, callback=callback)
+
+
+def test_head_refit_needs_a_head():
+    model = make_model("ppo", "cnn").learn(16)
+    with pytest.raises(ValueError, match=r"needs a network with an output layer .* in shared"):
+        apply_intervention(model, FIRE(networks=["shared"]), head_refit=True)
+
+
+def test_warm_up_updates_are_not_counted():
+    """With `unit="gradient_updates"` each warm-up would set off the next event."""
+    model = make_model("dqn", n_envs=1)
+    callback = InterventionCallback(
+        "fire", {"every": 20, "stop": 1.0}, unit="gradient_updates", warmup_updates=25
+    )
+    model.learn(100, callback=callback)
+    assert len(callback.reports) == 4  # of 92 updates between rollouts
+
+
+def test_a_restart_does_not_reach_into_the_next_training():
+    model = make_model("dqn", n_envs=1, exploration_fraction=0.1)
+    model.learn(100, callback=FireCallback(at=[60], restart_exploration=80))
+    rates = Rates()
+    model.learn(100, callback=rates)
+    assert isinstance(model.exploration_schedule, LinearSchedule)
+    assert max(rates.seen.values()) <= 1
+    assert rates.seen[50] == pytest.approx(0.05)
 
 
 def test_warm_up_trains_on_the_buffer_before_acting():
@@ -195,6 +240,7 @@ def test_several_interventions_each_on_its_own_schedule(tmp_path):
     redo = InterventionCallback({"name": "redo", "tau": 0.1}, {"every": 32, "stop": 1.0})
     fire = InterventionCallback("fire", {"at": [64]})
     model.learn(128, callback=[redo, fire])
+    model.logger.close()
     lines = map(json.loads, (tmp_path / "interventions.jsonl").read_text().splitlines())
     events = [(line["num_timesteps"], line["intervention"]) for line in lines if "networks" in line]
     # at 128 the training has ended

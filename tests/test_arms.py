@@ -113,7 +113,7 @@ def test_arms_from_one_midpoint(main, config, tmp_path):
     assert by_arm["none", 0]["before"] == by_arm["fire", 0]["before"]
     (compared,) = [line for line in events_of(root / "s0" / "half") if "recovery_against" in line]
     assert compared["gain"] == by_arm["half", 0]["gain"]
-    logged = scalars(root / "s0" / "half").Scalars("recovery/plateau_gain")
+    logged = scalars(root / "s0" / "half").Scalars("recovery/vs_none/plateau_gain")
     assert [(point.step, point.value) for point in logged] == [
         (600, pytest.approx(by_arm["half", 0]["plateau_gain"]))
     ]
@@ -137,6 +137,18 @@ def test_arms_from_one_midpoint(main, config, tmp_path):
     assert "fire was stopped before its first checkpoint: it begins anew" in out
     assert table in out
     assert same(before, weights(root / "s1" / "fire"))
+
+
+def test_another_method_under_an_old_name_is_refused(main, config, tmp_path):
+    command = ("--config", config, "--arms", "none,half", "--log-dir", tmp_path / "arms")
+    assert main(*command)[0] == 0
+    code, _, err = main(*command, "--set", "arms.half.strength=0.7")
+    assert code == 2
+    assert "s0/half holds another run: `intervention` was" in err
+    assert "'strength': 0.5" in err
+    code, _, err = main(*command, "--set", "agent.gamma=0.9")
+    assert (code, "s0/trunk holds another run: `agent` was" in err) == (2, True), err
+    assert main(*command, "--device", "auto")[0] == 0  # this decides no number
 
 
 def test_an_experiment_that_is_killed_goes_on(config, tmp_path):
@@ -172,11 +184,21 @@ def test_an_experiment_that_is_killed_goes_on(config, tmp_path):
         (("--arms", "fire", "--set", "branch_at=1.5"), "`branch_at` must be less than 1, got 1.5"),
         (("--arms", "fire", "--set", "arms.half.strength=2"), "Arm 'half': `strength` must be"),
         (("--arms", "fire", "--set", "arms.odd.name=fyre"), "Arm 'odd': `intervention name` must"),
+        (("--arms", "fire", "--set", "arms.trunk.name=fire"), "and not 'trunk', got 'trunk'"),
+        (("--arms", "fire", "--set", "arms.a/b.name=fire"), "An arm's name is a folder's"),
+        (("--arms", "fire", "--set", "arms.none.name=fire"), "the control arm cannot be another"),
+        (("--arms", "fire", "--set", "arms.ctrl=null"), "Arm 'ctrl': there is nothing in it"),
+        (("--arms", "fire", "--set", "arms=[a, b]"), "`arms` must be a mapping"),
+        (("--intervention", "fire", "--every", 9, "--set", "arms=null"), "`arms` must be a mapping"),  # noqa: E501
+        (("--arms", "half,b", "--set", "arms.b.name=fire", "arms.b.networks=actor"), "Arm 'b': `netw"),  # noqa: E501
+        (("--arms", "b", "--set", "arms.b.name=fire", "arms.b.warmup_updates=-1"), "`warmup_updates`"),  # noqa: E501
+        (("--arms", "fire", "--set", "algo=ppo", "agent={}"), "is reached at 2,048 only"),  # noqa: E501
+        (("--arms", "b", "--set", "algo=ppo", "agent={n_steps: 64}", "arms.b.name=fire", "arms.b.warmup_updates=5"), "needs a replay buffer"),  # noqa: E501
         (("--arm-name", "x"), "--arm-name names a branch: add --branch-from"),
         (("--set", "intervention=[]"), "`intervention` must name at least one"),
         (("--set", "intervention.name=fire", "intervention.head_refit.rige=1"), "no option 'rige'"),
     ],
-)
+)  # fmt: skip
 def test_bad_flags_of_experiments(main, config, flags, message, tmp_path):
     code, _, err = main("--config", config, "--log-dir", tmp_path / "x", *flags)
     assert code == 2
@@ -186,6 +208,9 @@ def test_bad_flags_of_experiments(main, config, flags, message, tmp_path):
 
 def test_bad_branches(main, tmp_path):
     code, _, err = main("--branch-from", tmp_path / "checkpoints" / "5", "--intervention", "fire")
+    assert (code, "5 is not there" in err) == (2, True), err
+    (tmp_path / "empty").mkdir()
+    code, _, err = main("--branch-from", tmp_path / "empty", "--intervention", "fire")
     assert (code, "is no run folder" in err) == (2, True), err
     code, _, err = main("--branch-from", tmp_path)
     assert (code, "--branch-from needs --intervention NAME" in err) == (2, True), err
@@ -196,6 +221,9 @@ def test_bad_branches(main, tmp_path):
     for flags, message in (
         (("--intervention", "fyre"), "Did you mean 'fire'?"),
         (("--intervention", "fire", "--seed", 3), "leave out --seed"),
+        (("--intervention", "fire", "--at", 300), "would never act: {'at': [300]} has no event"),
+        (("--intervention", "fire", "--arm-name", "../x"), "An arm's name is a folder's"),
+        (("--intervention", "fire", "--set", "intervention.networks=actor"), "got 'actor'"),
         (
             ("--intervention", "fire", "--set", "algo=ppo", "agent={}"),
             "is one of DQN, the model is",
@@ -208,6 +236,8 @@ def test_bad_branches(main, tmp_path):
         assert code == 2
         assert message in err, err
         assert not (tmp_path / "arm").exists()
+    code, _, err = main("--branch-from", checkpoint.parent, "--intervention", "fire")
+    assert (code, "holds several checkpoints: give" in err) == (2, True), err
     (checkpoint / "state" / "arrays.npz").write_bytes(b"damaged")
     code, _, err = main(*branch, "--intervention", "fire")
     assert (code, "arrays.npz is damaged" in err) == (2, True), err

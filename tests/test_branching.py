@@ -55,6 +55,10 @@ def make(algo, normalize=False):
     return model
 
 
+def branching(folder):
+    return RunCheckpointCallback(1000, folder / "arm", branch_from=folder / "whole" / str(HALF))
+
+
 def whole_run(algo, folder, normalize=False):
     listed = callbacks(folder)
     return make(algo, normalize).learn(TOTAL, callback=listed), listed
@@ -153,6 +157,46 @@ def test_initial_weights_are_those_of_the_run_and_not_of_the_branch(tmp_path):
     look = Look()
     other.learn(TOTAL, callback=[*listed[:-1], listed[-1], look])
     assert not changed(initial, look.tensors)
+
+
+def test_initial_weights_that_nobody_kept_are_not_made_up(tmp_path):
+    saver = RunCheckpointCallback(HALF, tmp_path / "whole", keep_last=None)
+    make("dqn").learn(TOTAL, callback=saver)
+    listed = callbacks(
+        tmp_path / "arm", {"name": "reset", "source": "initial"}, {"at": [HALF]},
+        branch_from=tmp_path / "whole" / str(HALF),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="nobody recorded them"):
+        make_model("dqn", seed=5).learn(TOTAL, callback=listed)
+
+
+def test_gradient_updates_are_counted_from_the_branch(tmp_path):
+    whole_run("dqn", tmp_path / "whole")
+    own = InterventionCallback("fire", {"every": 40, "stop": 1.0}, unit="gradient_updates")
+    saver = RunCheckpointCallback(
+        1000, tmp_path / "arm", branch_from=tmp_path / "whole" / str(HALF)
+    )
+    make("dqn").learn(TOTAL, callback=[own, saver])
+    # one update in a rollout of 2 steps; not at once
+    assert [report.num_timesteps for report in own.reports] == []
+    own = InterventionCallback("fire", {"every": 10, "stop": 1.0}, unit="gradient_updates")
+    saver = RunCheckpointCallback(
+        1000, tmp_path / "arm", branch_from=tmp_path / "whole" / str(HALF)
+    )
+    make("dqn").learn(TOTAL, callback=[own, saver])
+    assert [report.num_timesteps for report in own.reports] == [84, 104, 124]
+
+
+def test_a_restarted_exploration_goes_on_in_the_branch(tmp_path):
+    fire = InterventionCallback("fire", {"at": [40]}, restart_exploration=60)
+    saver = RunCheckpointCallback(HALF, tmp_path / "whole", keep_last=None)
+    whole = make("dqn").learn(TOTAL, callback=[fire, saver])
+    own = InterventionCallback("none", {"at": [HALF]})
+    saver = RunCheckpointCallback(
+        1000, tmp_path / "arm", branch_from=tmp_path / "whole" / str(HALF)
+    )
+    arm = make("dqn").learn(TOTAL, callback=[own, saver])
+    assert not changed(state_of(whole), state_of(arm))
 
 
 def test_a_branch_that_is_stopped_goes_on_as_a_run_of_its_own(tmp_path):

@@ -26,7 +26,7 @@ from fire_rl import (
     NoIntervention,
     PlasticityMetricsCallback,
 )
-from fire_rl.probe import ProbeSource
+from fire_rl.probe import Probe, ProbeSource
 from tests.models import ALGORITHMS, changed, make_model, state_of
 
 
@@ -406,6 +406,41 @@ def test_verbose_says_the_plan_once_and_a_line_per_event(caplog):
     assert len(events) == 4
     assert events[1].startswith("fire at step 16; actor: 3 of 3 layers, DfI/sv ")
     assert lines[-1].startswith("recovery from fire at step 32 (the last of 2 events): before ")
+
+
+def test_a_run_that_counts_from_0_again_has_a_recovery_of_its_own():
+    fire = FireCallback(at=[48])
+    model = make_model("ppo")
+    for _ in range(2):
+        model.learn(160, callback=fire)
+    assert [report.num_timesteps for report in fire.reports] == [48, 48]
+    (last,) = fire.recoveries()
+    assert (last.step, last.end) == (48, 160)
+    assert len(fire.episodes.episodes) == 12  # of the second run: 2 environments, 12 steps each
+    make_model("ppo").learn(96, callback=fire)
+    assert max(step for step, _ in fire.episodes.episodes) <= 96
+
+
+def test_redo_judges_units_on_what_the_network_trains_on_now():
+    """And not on the frozen probe: there, what an untrained policy has seen, the unit fires."""
+    model = make_model("ppo", policy_kwargs={"activation_fn": torch.nn.ReLU})
+    first = model.policy.mlp_extractor.policy_net[0]
+    callback = InterventionCallback({"name": "redo", "tau": 0.0}, {"at": [64]}, probe_size=16)
+
+    class Freeze(BaseCallback):
+        def _on_rollout_start(self):
+            with torch.no_grad():  # fires beyond 1, where no observation of the environment is
+                first.weight[0] = torch.eye(5)[0]
+                first.bias[0] = -1.0
+            callback.source.frozen = Probe(torch.full((16, 5), 2.0), None)
+
+        def _on_step(self):
+            return True
+
+    model.learn(96, callback=[Freeze(), callback])
+    (report,) = callback.reports
+    units = {change.name: change.units for change in report.layers}
+    assert units["mlp_extractor.policy_net.0"] >= 1
 
 
 def test_chunks_of_a_known_horizon_say_the_plan_once(caplog):
