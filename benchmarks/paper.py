@@ -24,8 +24,8 @@ from benchmarks._common import ROOT, write_result
 
 ARMS = {
     "dqn_minatar": (
-        "none,fire,fire_paper,fire_refit,reset,shrink_and_perturb,redo,optimizer_reset,"
-        "random_orthogonal"
+        "none,fire,fire_exact,fire_paper,fire_refit,reset,shrink_and_perturb,redo,"
+        "optimizer_reset,random_orthogonal"
     ),
     "sac_simba": "none,fire,fire_paper,fire_refit,reset,shrink_and_perturb,optimizer_reset",
 }

@@ -65,7 +65,8 @@ def whole_run(algo, folder, normalize=False):
 
 
 @pytest.mark.parametrize(
-    ("algo", "normalize"), [("dqn", False), ("sac", True), ("ppo", True), ("td3", False)]
+    ("algo", "normalize"),
+    [("dqn", False), ("sac", True), ("ppo", True), ("td3", False), ("a2c", False), ("ddpg", True)],
 )
 def test_the_control_arm_equals_the_uninterrupted_run(algo, normalize, tmp_path):
     whole, one = whole_run(algo, tmp_path / "whole", normalize)
