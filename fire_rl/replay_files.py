@@ -18,7 +18,9 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.her import HerReplayBuffer
 
+from fire_rl.plain import is_plain
 from fire_rl.replay import FrameReplayBuffer
 
 Array = NDArray[Any]
@@ -26,7 +28,9 @@ Description = dict[str, Any]
 Head = dict[str, Any]
 
 # Their rows never change once they are added; what else they hold is in `_capture_head`.
-_KNOWN = (ReplayBuffer, NStepReplayBuffer, DictReplayBuffer, FrameReplayBuffer)
+_KNOWN = (
+    ReplayBuffer, NStepReplayBuffer, DictReplayBuffer, FrameReplayBuffer, HerReplayBuffer
+)  # fmt: skip
 _ROW_ARRAYS = (
     "observations", "next_observations", "actions", "rewards", "dones", "timeouts", "frames",
 )  # fmt: skip
@@ -157,6 +161,8 @@ def _capture_head(buffer: Any) -> Head:
             "next": buffer._next,
             "next_frames": buffer.frames[buffer.num_rows % len(buffer.frames)],
         }
+    if isinstance(buffer, HerReplayBuffer):
+        return _capture_episodes(buffer)
     if getattr(buffer, "optimize_memory_usage", False):
         return {"next": buffer.observations[buffer.pos]}
     return {}
@@ -173,8 +179,35 @@ def _restore_head(buffer: Any, head: Head, description: Description) -> None:
         buffer.first_stacks = dict(head["first_stacks"])
         buffer._next[:] = head["next"]
         buffer.frames[buffer.num_rows % len(buffer.frames)] = head["next_frames"]
+    elif isinstance(buffer, HerReplayBuffer):
+        _restore_episodes(buffer, head)
     elif head:
         buffer.observations[buffer.pos] = head["next"]
+
+
+def _capture_episodes(buffer: HerReplayBuffer) -> Head:
+    """Return where episodes begin and end: unlike rows, that changes after they were added."""
+    infos = buffer.infos[: buffer.size()].tolist() if buffer.copy_info_dict else None
+    if not is_plain(infos):
+        raise ValueError(
+            "`copy_info_dict` keeps the environment's infos, and these hold objects that are no "
+            "plain data: leave it out, or remove them from the infos"
+        )
+    return {
+        "starts": buffer.ep_start[: buffer.size()],
+        "lengths": buffer.ep_length[: buffer.size()],
+        "current": buffer._current_ep_start,
+        "infos": infos,
+    }
+
+
+def _restore_episodes(buffer: HerReplayBuffer, head: Head) -> None:
+    size = buffer.size()
+    buffer.ep_start[:size], buffer.ep_length[:size] = head["starts"], head["lengths"]
+    buffer._current_ep_start[:] = head["current"]
+    if head["infos"] is not None:
+        for position, infos in enumerate(head["infos"]):
+            buffer.infos[position] = infos
 
 
 def digest(path: Path) -> str:

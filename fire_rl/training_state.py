@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from stable_baselines3.common.callbacks import (
     ProgressBarCallback,
 )
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.her import HerReplayBuffer
 
 from fire_rl.object_state import State, capture_attributes, restore_attributes
 from fire_rl.plain import is_plain, is_record
@@ -242,6 +244,11 @@ def _like(current: Any, saved: Any, device: torch.device) -> Any:
 def _begin_new_episodes(model: BaseAlgorithm) -> None:
     """Go on from the observations of a reset, which the start of ``learn()`` has made."""
     assert model.env is not None
+    buffer = getattr(model, "replay_buffer", None)
+    if isinstance(buffer, HerReplayBuffer):  # else one episode would lead into another's goals
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it asks whether this is meant
+            buffer.truncate_last_trajectory()
     observations: Any = model.env.reset()
     model._last_obs = observations
     model._last_episode_starts = np.ones((model.env.num_envs,), dtype=bool)
