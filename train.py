@@ -323,7 +323,12 @@ def build(config: RunConfig, folder: RunFolder, args: Args) -> Run:
     if config.eval is not None:
         callbacks.append(
             evaluation_callback(
-                config.eval, environments[1], folder, config.n_envs, is_deterministic(config)
+                config.eval,
+                environments[1],
+                folder,
+                config.n_envs,
+                is_deterministic(config),
+                masked=config.algo == "maskable_ppo",
             )
         )
     checkpoint = config.checkpoint
@@ -393,6 +398,7 @@ def make_env(config: RunConfig, n_envs: int, *, training: bool, **overrides: Any
         "tasks": config.tasks and config.tasks.model_dump(),
         "vec_env": config.vec_env,
         "imports": config.imports,
+        "action_masks": config.algo == "maskable_ppo",
         **overrides,
     }
     return envs.make_vec_env(config.env, n_envs=n_envs, training=training, **options)

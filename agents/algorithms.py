@@ -1,4 +1,4 @@
-"""Algorithm names and their hyper-parameters, checked against SB3's own signatures."""
+"""Algorithm names and their hyper-parameters, checked against the classes' own signatures."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import (
@@ -23,11 +24,23 @@ from agents.signatures import NUMBER, arguments, convert, hint, one_of, takes_sc
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
     "a2c": A2C,
+    "crossq": CrossQ,
     "ddpg": DDPG,
     "dqn": DQN,
+    "maskable_ppo": MaskablePPO,
     "ppo": PPO,
+    "qrdqn": QRDQN,
+    "recurrent_ppo": RecurrentPPO,
     "sac": SAC,
     "td3": TD3,
+    "tqc": TQC,
+    "trpo": TRPO,
+}
+# rl_zoo3's names, and its docs'.
+_SYNONYMS = {"ppo_lstm": "recurrent_ppo", "ppo_mask": "maskable_ppo"}
+_REFUSED = {
+    "ars": "ARS searches at random, without gradients: there is no plasticity to measure or to "
+    "restore. Train it with rl_zoo3."
 }
 
 # Policies beside SB3's own.
@@ -49,6 +62,20 @@ _NOISE: dict[str, type[ActionNoise]] = {
     "normal": NormalActionNoise,
     "ornstein-uhlenbeck": OrnsteinUhlenbeckActionNoise,
 }
+
+
+def algorithm_name(name: str) -> str:
+    """Return the key of :data:`ALGORITHMS` that a name, ours or rl_zoo3's, stands for.
+
+    Raises:
+        ValueError: If there is none; the nearest name is offered.
+    """
+    name = _SYNONYMS.get(name, name)
+    if name in _REFUSED:
+        raise ValueError(f"`algo` {name!r} is not trained here. {_REFUSED[name]}")
+    if name not in ALGORITHMS:
+        raise ValueError(f"`algo` is {name!r}, which is no algorithm here.{hint(name, ALGORITHMS)}")
+    return name
 
 
 def hyperparameters(algo: str) -> list[str]:

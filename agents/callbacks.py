@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -12,7 +13,12 @@ from agents.run_folder import RunFolder
 
 
 def evaluation_callback(
-    evaluation: Evaluation, env: VecEnv, folder: RunFolder, n_envs: int, deterministic: bool
+    evaluation: Evaluation,
+    env: VecEnv,
+    folder: RunFolder,
+    n_envs: int,
+    deterministic: bool,
+    masked: bool = False,
 ) -> EvalCallback:
     """Evaluate every so many steps; keep the best model and its normalisation.
 
@@ -22,8 +28,10 @@ def evaluation_callback(
         folder: Gets ``evaluations.npz``, ``best_model.zip`` and ``best_vecnormalize.pkl``.
         n_envs: Training environments: SB3 counts calls, each of which is a step in all of them.
         deterministic: Whether to take the policy's most likely action.
+        masked: Whether the agent is told which actions are valid.
     """
-    return EvalCallback(
+    kind = MaskableEvalCallback if masked else EvalCallback
+    return kind(
         env,
         callback_on_new_best=_SaveNormalization(folder.path / "best_vecnormalize.pkl"),
         n_eval_episodes=evaluation.episodes,

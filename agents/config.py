@@ -18,7 +18,7 @@ from pydantic import (
     field_validator,
 )
 
-from agents.algorithms import ALGORITHMS, check_agent, hyperparameters
+from agents.algorithms import ALGORITHMS, algorithm_name, check_agent, hyperparameters
 from agents.interventions import check_arms, check_intervention, check_parts, check_schedule
 from agents.plain_yaml import ConfigError
 from agents.signatures import as_number, hint
@@ -144,11 +144,7 @@ class RunConfig(Section):
     @field_validator("algo")
     @classmethod
     def _check_algo(cls, algo: str) -> str:
-        if algo not in ALGORITHMS:
-            raise ValueError(
-                f"`algo` is {algo!r}, which is no algorithm here.{hint(algo, ALGORITHMS)}"
-            )
-        return algo
+        return algorithm_name(algo)
 
     @field_validator("normalize", mode="before")
     @classmethod

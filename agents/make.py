@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import NatureCNN
@@ -49,7 +51,13 @@ def make_agent(
             fit the environment, or the replay buffer does not fit into memory.
     """
     values = check_agent(algo, agent or {})
-    policy = values.setdefault("policy", _policy_for(env.observation_space))
+    if issubclass(ALGORITHMS[algo], MaskablePPO) and not is_masking_supported(env):
+        raise ValueError(
+            f"{algo} needs an environment that says which actions are valid, with a method "
+            "`action_masks()` or an `action_mask` in its infos, and this one does neither. "
+            "Without masks it is PPO: --algo ppo"
+        )
+    policy = values.get("policy") or _policy_for(algo, env.observation_space)
     values["policy"] = policies(algo)[policy]
     _check_memory(algo, env, values)
     _check_images(env.observation_space, values)
@@ -97,10 +105,14 @@ def speed_up_convolutions(model: BaseAlgorithm) -> None:
                     group["fused"] = True
 
 
-def _policy_for(space: spaces.Space[Any]) -> str:
-    if isinstance(space, spaces.Dict):
-        return "MultiInputPolicy"
-    return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+def _policy_for(algo: str, space: spaces.Space[Any]) -> str:
+    kind = "Cnn" if is_image_space(space) else "Mlp"
+    kind = "MultiInput" if isinstance(space, spaces.Dict) else kind
+    known = policies(algo)
+    names = [name for name in (f"{kind}Policy", f"{kind}LstmPolicy") if name in known]
+    if not names:
+        raise ValueError(f"{algo} has no {kind}Policy for {space}; it has {', '.join(known)}.")
+    return names[0]
 
 
 def _check_images(space: spaces.Space[Any], values: Mapping[str, Any]) -> None:

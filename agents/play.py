@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable import evaluation as maskable
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
@@ -38,7 +40,7 @@ def play(
     """
     recorder = None if video is None else _Recorder(video, env, fps)
     try:
-        returns, lengths = evaluate_policy(
+        returns, lengths = evaluator(model)(
             model,
             env,
             n_eval_episodes=episodes,
@@ -52,6 +54,14 @@ def play(
     assert isinstance(returns, list)
     assert isinstance(lengths, list)
     return returns, lengths
+
+
+def evaluator(model: BaseAlgorithm) -> Callable[..., Any]:
+    """Return the ``evaluate_policy`` for a model: one that asks for masks, or SB3's own.
+
+    Both hand an LSTM's states on from step to step.
+    """
+    return maskable.evaluate_policy if isinstance(model, MaskablePPO) else evaluate_policy
 
 
 class _Recorder:

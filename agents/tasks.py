@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from agents.config import Tasks
+from agents.play import evaluator
 from fire_rl._random import isolated_rng
 
 FILE = "continual.csv"
@@ -119,7 +119,7 @@ class TaskEvaluation(BaseCallback):
         generator = copy.deepcopy(self.model.action_space._np_random)
         with isolated_rng(self.seed):
             self.model.action_space.seed(self.seed)
-            returns, _ = evaluate_policy(
+            returns, _ = evaluator(self.model)(
                 self.model,
                 self.eval_env,
                 n_eval_episodes=self.tasks.evaluate_episodes,

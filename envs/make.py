@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import (
 
 from envs import atari, mujoco, registry
 from envs.continual import TaskSequence, check_tasks, inner_change, outer_change
+from envs.masks import with_action_masks
 from fire_rl.object_state import StateAccess
 
 
@@ -51,6 +52,7 @@ def make_vec_env(
     imports: Sequence[str] = (),
     monitor_dir: str | Path | None = None,
     render_mode: str | None = None,
+    action_masks: bool = False,
 ) -> VecEnv:
     """Make ``n_envs`` copies of an environment with the wrappers that its kind needs.
 
@@ -72,6 +74,8 @@ def make_vec_env(
         imports: Modules to import first, because they register environments.
         monitor_dir: Folder for ``*.monitor.csv`` files, one line an episode; by default none.
         render_mode: ``"rgb_array"`` to record videos.
+        action_masks: Whether the agent asks which actions are valid, see
+            :class:`envs.masks.MaskFromInfo`.
 
     Raises:
         ValueError: If the id or an option is unknown; the nearest names are offered.
@@ -100,6 +104,8 @@ def make_vec_env(
         wrappers.append(partial(TaskSequence, every=every, recurring=tasks.get("recurring")))
         if vec_env == "subproc":  # what does not fit is said here, and not in a worker
             _wrap_all(make(), wrappers).close()
+    if action_masks:
+        wrappers.append(with_action_masks)
     if vec_env == "subproc":
         wrappers.append(StateAccess)  # checkpoints reach into the worker processes through it
     backend: Any = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[vec_env]

@@ -1,5 +1,7 @@
 """Agents and configurations: SB3's signature is the only list, and every fault is told at once."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -36,7 +38,53 @@ def test_every_argument_of_sb3_is_a_hyperparameter_except_those_of_the_run(algo)
     names = hyperparameters(algo)
     assert {"policy", "learning_rate", "gamma", "policy_kwargs"} <= set(names)
     assert not {"env", "seed", "device", "verbose", "tensorboard_log", "action_noise"} & set(names)
-    assert ("noise_type" in names) == (algo in ("sac", "td3", "ddpg"))
+    assert ("noise_type" in names) == (algo in ("sac", "td3", "ddpg", "tqc", "crossq"))
+
+
+@pytest.mark.parametrize(
+    ("given", "algo"),
+    [("ppo_lstm", "recurrent_ppo"), ("ppo_mask", "maskable_ppo"), ("qrdqn", "qrdqn")],
+)
+def test_rl_zoo3s_names_of_algorithms(given, algo):
+    assert parse_config({**MINIMAL, "algo": given}).algo == algo
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("ars", r"`algo` 'ars' is not trained here\. .*without gradients"),
+        ("recurent_ppo", r"is no algorithm here\. Did you mean 'recurrent_ppo'"),
+        ("ppo_lst", r"is no algorithm here"),
+    ],
+)
+def test_algorithms_that_are_not_here(given, message):
+    (fault,) = faults_of({**MINIMAL, "algo": given})
+    assert re.search(message, fault)
+
+
+def test_policies_of_contrib_algorithms_fit_the_observations():
+    env = tiny_env()
+    small = {"policy_kwargs": {"net_arch": [8], "lstm_hidden_size": 4}}
+    model = make_agent("recurrent_ppo", env, small, seed=0)
+    assert type(model.policy).__name__ == "RecurrentActorCriticPolicy"
+    with pytest.raises(ValueError, match=r"crossq has no CnnPolicy for Box.*it has MlpPolicy"):
+        make_agent("crossq", tiny_env("ALE/Pong-v5"))
+
+
+def test_masks_come_from_the_environment_or_from_its_infos():
+    with pytest.raises(ValueError, match=r"needs an environment.*`action_masks\(\)`.*--algo ppo"):
+        make_agent("maskable_ppo", tiny_env())
+    env = tiny_env("Taxi-v4", action_masks=True, n_envs=2)
+    model = make_agent("maskable_ppo", env, {"n_steps": 16, "batch_size": 16}, seed=0)
+    seen = model.learn(16).rollout_buffer.action_masks
+    assert seen.shape == (32, 6)
+    assert 0 < seen.mean() < 1
+    assert all(env.env_method("action_masks")[0] == env.get_attr("unwrapped")[0].action_mask(
+        env.get_attr("unwrapped")[0].s))  # fmt: skip
+    env = tiny_env(action_masks=True)
+    model = make_agent("maskable_ppo", env)
+    with pytest.raises(ValueError, match=r"CartPole.* says nowhere which actions are valid"):
+        model.learn(16)
 
 
 @pytest.mark.parametrize(
