@@ -47,11 +47,10 @@ def callbacks(folder, intervention=None, schedule=None, **options):
 
 
 def make(algo, normalize=False):
-    if not normalize:
-        return make_model(algo)
-    plain = make_model(algo)
-    model = make_model(algo)
-    model.set_env(VecNormalize(plain.get_env()))
+    options = {"n_steps": 8} if algo == "a2c" else {}  # rollouts end at HALF
+    model = make_model(algo, **options)
+    if normalize:
+        model.set_env(VecNormalize(make_model(algo).get_env()))
     return model
 
 
