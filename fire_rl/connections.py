@@ -135,7 +135,12 @@ class _Pass:
 
     def __init__(self, layers: Mapping[str, WeightLayer], base: float) -> None:
         self.base = base
-        self.layers = {id(layer.module): (name, layer) for name, layer in layers.items()}
+        # Attention reads in a way of its own, like any module that is no weight layer.
+        self.layers = {
+            id(layer.module): (name, layer)
+            for name, layer in layers.items()
+            if not isinstance(layer.module, nn.MultiheadAttention)
+        }
         self.spans: dict[str, tuple[int, int]] = {}
         total = 0
         for name, layer in layers.items():

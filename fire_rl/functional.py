@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _WeightNorm, weight_norm
+from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import (
     ParametrizationList,
     is_parametrized,
-    remove_parametrizations,
+    type_before_parametrizations,
 )
 
 from fire_rl._random import isolated_rng
@@ -196,7 +196,7 @@ def _fresh_tensors(
         if make is not None:
             return _Drawn(named_tensors(make()))
         drawn = copy.deepcopy(module)
-        kept = {id(p) for child in list(drawn.modules()) if not _draw(child) for p in _own(child)}
+        kept = {id(p) for child in drawn.modules() if not _draw(child) for p in _own(child)}
         redrawn = named_tensors(drawn).items()
     return _Drawn((name, tensor) for name, tensor in redrawn if id(tensor) not in kept)
 
@@ -205,23 +205,37 @@ def _own(module: nn.Module) -> list[nn.Parameter]:
     return list(module.parameters(recurse=False))
 
 
+@torch.no_grad()
 def _draw(module: nn.Module) -> bool:
     """Let a module draw its parameters anew; return False if it does not know how to."""
     if isinstance(module, ParametrizationList):
         return True  # its parameters are its owner's
-    computed: Any = ()
+    norm: Any = None
     if is_parametrized(module, "weight"):
-        computed = getattr(module.parametrizations, "weight")  # noqa: B009
+        norm = getattr(module.parametrizations, "weight")  # noqa: B009
+    drawn = module if norm is None else _without_parametrization(module)
     # torch's MultiheadAttention has it as a private method.
     names = ("reset_parameters", "_reset_parameters")
-    draw: Any = next((getattr(module, name) for name in names if hasattr(module, name)), None)
+    draw: Any = next((getattr(drawn, name) for name in names if hasattr(drawn, name)), None)
     if draw is None:
         return False
-    if not computed:
-        draw()
-    elif isinstance(computed[0], _WeightNorm):
-        # The method would draw into a weight that is computed, in vain.
-        remove_parametrizations(module, "weight")
-        draw()
-        weight_norm(module, dim=computed[0].dim)
+    draw()
+    if norm is not None and isinstance(norm[0], _WeightNorm):
+        values: Any = norm[0].right_inverse(drawn.weight)  # type: ignore[no-untyped-call]
+        norm.original0.copy_(values[0])
+        norm.original1.copy_(values[1])
     return True
+
+
+def _without_parametrization(module: nn.Module) -> nn.Module:
+    """Return a module of the original class with a plain weight, which shares the other tensors.
+
+    ``reset_parameters`` would draw into a weight that is computed, in vain. (Removing the
+    parametrization would change the class, which copies of a module share.)
+    """
+    kind: Any = type_before_parametrizations(module)
+    plain: nn.Module = kind.__new__(kind)
+    weight = nn.Parameter(torch.empty_like(module.weight))  # type: ignore[arg-type]
+    plain.__dict__.update(module.__dict__)
+    plain.__dict__["_parameters"] = {**module._parameters, "weight": weight}
+    return plain

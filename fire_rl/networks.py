@@ -22,8 +22,8 @@ from fire_rl._random import isolated_rng
 from fire_rl._validation import nearest
 from fire_rl.anatomy import Anatomy, known_anatomy
 from fire_rl.contrib_anatomies import contrib_anatomy, why_refused
-from fire_rl.interventions.base import Network
-from fire_rl.layers import weight_layers
+from fire_rl.interventions.base import Network, named_tensors
+from fire_rl.layers import plain_name, weight_layers
 
 SHARED = "shared"
 _HOW_TO_REGISTER = (
@@ -186,7 +186,7 @@ def restored(groups: Sequence[NetworkGroup]) -> Iterator[None]:
 
 def policy_tensors(policy: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer of a policy once, by the names that networks use."""
-    return dict([*policy.named_parameters(), *policy.named_buffers()])
+    return named_tensors(policy)
 
 
 def _optimizer(
@@ -214,11 +214,12 @@ def _named_items(
     """Every submodule, parameter and buffer with its dotted name."""
     if isinstance(root, Tensor):
         return [("", root)]
-    return [
+    named = [
         *root.named_modules(remove_duplicate=dedupe),
         *root.named_parameters(remove_duplicate=dedupe),
         *root.named_buffers(remove_duplicate=dedupe),
     ]
+    return [(plain_name(name), item) for name, item in named]
 
 
 def _head_names(

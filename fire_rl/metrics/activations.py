@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -146,7 +147,10 @@ def _joined(calls: list[Tensor]) -> Tensor:
 
 @contextmanager
 def hooked(roots: list[nn.Module], hook: Callable[..., object]) -> Iterator[None]:
-    """Put a forward hook on every module, in evaluation mode, and take all that back at the end."""
+    """Put a forward hook on every module, in evaluation mode, and take all that back at the end.
+
+    Compiled modules run as they are written: compiled code does not see new hooks.
+    """
     modules = list({id(module): module for root in roots for module in root.modules()}.values())
     flags = [module.training for module in modules]
     handles = []
@@ -154,7 +158,10 @@ def hooked(roots: list[nn.Module], hook: Callable[..., object]) -> Iterator[None
         for module in modules:
             module.training = False
             handles.append(module.register_forward_hook(hook))
-        yield
+        # Nothing is compiled before torch._dynamo is imported, which takes seconds.
+        dynamo = "torch._dynamo" in sys.modules
+        with torch.compiler.set_stance("force_eager") if dynamo else nullcontext():
+            yield
     finally:
         for handle in handles:
             handle.remove()
