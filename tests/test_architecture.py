@@ -16,12 +16,14 @@ RINGS = [
         "interventions", "schedules", "threshold", "metrics", "optimizer_state", "functional",
         "reports", "episodes",
         "plain", "object_state", "connections",
+        "skeleton", "model_files", "inspection", "cli_options",
     },
     {
         "anatomy", "contrib_anatomies", "networks", "probe", "replay", "measurement", "aftermath", "surgery", "clock",
         "logs", "rollout_callback", "metrics_callback", "intervention_callback", "recovery_log",
         "callbacks", "training_state",
         "vec_env_state", "replay_files", "checkpoint", "checkpoint_callback", "trigger", "aids",
+        "stand_in", "file_surgery", "cli",
     },
 ]  # fmt: skip
 FILES = sorted((ROOT / "fire_rl").rglob("*.py"))
