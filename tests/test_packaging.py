@@ -19,6 +19,7 @@ EXTRAS = (
     "minatar",
     "mujoco",
     "pydantic",
+    "safetensors",
     "sb3_contrib",
     "yaml",
     "tyro",
@@ -49,6 +50,8 @@ def test_the_wheel_holds_fire_rl_only(wheel):
     shipped = {name for name in names if name.endswith(".py")}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "fire_rl").rglob("*.py")}
     assert shipped == sources
+    points = f"fire_rl-{PROJECT['version']}.dist-info/entry_points.txt"
+    assert b"fire-rl = fire_rl.cli:main" in zipfile.ZipFile(wheel).read(points)
 
 
 def test_the_wheel_works_elsewhere_with_the_core_only(wheel, tmp_path):
@@ -66,8 +69,14 @@ from stable_baselines3 import PPO
 from fire_rl import FireCallback, PlasticityMetricsCallback
 fire = FireCallback(every=128)
 metrics = PlasticityMetricsCallback(every=128)
-PPO("MlpPolicy", "CartPole-v1", n_steps=128, device="cpu").learn(512, callback=[fire, metrics])
+model = PPO("MlpPolicy", "CartPole-v1", n_steps=128, device="cpu")
+model.learn(512, callback=[fire, metrics])
 assert len(fire.reports) == 3 and len(metrics.history) == 4
+from fire_rl.cli import main
+model.save("model.zip")
+assert main(["inspect", "model.zip"]) == 0
+assert main(["apply", "model.zip", "--out", "new.zip"]) == 0
+PPO.load("new.zip", device="cpu")
 """
     run = subprocess.run(
         [sys.executable, "-I", "-c", code],
