@@ -1,5 +1,8 @@
 """Any SB3 algorithm: sb3-contrib's by name, others by what is registered; clear refusals."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from sb3_contrib import ARS, RecurrentPPO
@@ -25,7 +28,7 @@ from fire_rl import anatomy as registry
 from fire_rl.measurement import observe
 from fire_rl.networks import fresh_policy, network_groups
 from fire_rl.probe import ProbeSource
-from tests.models import IGNORE_LSTM, changed, make_model, state_of
+from tests.models import EVERY_ALGORITHM, IGNORE_LSTM, changed, make_model, state_of
 
 pytestmark = pytest.mark.filterwarnings(IGNORE_LSTM)
 
@@ -388,3 +391,13 @@ def test_register_wants_a_class_and_an_anatomy(registered):
         register_anatomy(make_model("dqn"), TINY)
     with pytest.raises(TypeError, match="`anatomy` must be an Anatomy, got 'q_net'"):
         register_anatomy(DQN, "q_net")
+
+
+def test_the_page_on_algorithms_names_every_one_and_its_example_builds(registered):
+    page = (Path(__file__).parent.parent / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    table = page.partition("\n\n## ")[0]
+    for kind in EVERY_ALGORITHM.values():
+        assert {"QRDQN": "QR-DQN"}.get(kind.__name__, kind.__name__) in table
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(example, {"MyAlgorithm": Searcher})
+    assert registry.known_anatomy(Searcher).parts == TINY.parts
