@@ -19,7 +19,8 @@ RINGS = [
         "skeleton", "model_files", "inspection", "cli_options",
     },
     {
-        "anatomy", "contrib_anatomies", "networks", "probe", "replay", "measurement", "aftermath", "surgery", "clock",
+        "anatomy", "contrib_anatomies", "networks", "probe", "replay", "measurement",
+        "aftermath", "surgery", "clock",
         "logs", "rollout_callback", "metrics_callback", "intervention_callback", "recovery_log",
         "callbacks", "training_state",
         "vec_env_state", "replay_files", "checkpoint", "checkpoint_callback", "trigger", "aids",

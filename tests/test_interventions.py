@@ -20,7 +20,7 @@ from fire_rl import (
     apply_intervention,
     make_intervention,
 )
-from fire_rl.interventions import published_schedule
+from fire_rl.interventions import Context, Network, published_schedule
 from fire_rl.networks import fresh_policy, network_groups, policy_tensors
 from tests.models import ALGORITHMS, EVERY_ALGORITHM, IGNORE_LSTM, changed, make_model, state_of
 
@@ -333,6 +333,17 @@ def test_unknown_layers_and_roles():
         apply_intervention(model, ShrinkAndPerturb(include="q_net.q_nt.0"))
     with pytest.raises(ValueError, match=r"`networks` must name roles of this model \(critic\)"):
         apply_intervention(model, Reset(networks=["actor"]))
+
+
+def test_frozen_norm_layers_are_left_alone():
+    net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 2))
+    network = Network.from_module(net)
+    net[1].weight.requires_grad_(False)
+    fresh = {name: tensor + 1 for name, tensor in network.tensors.items()}
+    context = Context(lambda: fresh, lambda: fresh, dict, torch.Generator())
+    updates = FIRE(norm_layers="reset").plan(network, context)
+    assert "1.bias" in updates
+    assert "1.weight" not in updates
 
 
 def test_frozen_parameters_are_left_alone():
