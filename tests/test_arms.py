@@ -192,7 +192,7 @@ def test_an_experiment_that_is_killed_goes_on(config, tmp_path):
         (("--intervention", "fire", "--every", 9, "--set", "arms=null"), "`arms` must be a mapping"),  # noqa: E501
         (("--arms", "half,b", "--set", "arms.b.name=fire", "arms.b.networks=actor"), "Arm 'b': `netw"),  # noqa: E501
         (("--arms", "b", "--set", "arms.b.name=fire", "arms.b.warmup_updates=-1"), "`warmup_updates`"),  # noqa: E501
-        (("--arms", "fire", "--set", "algo=ppo", "agent={}"), "is reached at 2,048 only"),  # noqa: E501
+        (("--arms", "fire", "--set", "algo=ppo", "agent={}"), "is reached at 2,048 only"),
         (("--arms", "b", "--set", "algo=ppo", "agent={n_steps: 64}", "arms.b.name=fire", "arms.b.warmup_updates=5"), "needs a replay buffer"),  # noqa: E501
         (("--arm-name", "x"), "--arm-name names a branch: add --branch-from"),
         (("--set", "intervention=[]"), "`intervention` must name at least one"),
