@@ -120,7 +120,7 @@ CASES = {
     "her-infos": lambda: her(copy_info_dict=True, goal_selection_strategy="final"),
 }
 MORE = {"sac-gsde-noise", "td3-humanoid", "dqn-changing-tasks", "ppo-hopper-gsde"}
-MORE |= {"qrdqn-breakout", "tqc-pendulum", "trpo-cartpole", "her-infos"}
+MORE |= {"dqn-pong-episodic", "qrdqn-breakout", "tqc-pendulum", "trpo-cartpole", "her-infos"}
 
 
 class Hashes(BaseCallback):

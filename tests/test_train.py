@@ -32,7 +32,14 @@ def cpu_seconds_of_children():
 # ---------------------------------------------------------------------------------------- runs
 
 
-@pytest.mark.parametrize("name", SMOKE)
+# TRPO is as PPO, and TQC as SAC, to train.py.
+TWINS = ("trpo_mlp", "tqc_mlp")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.full] if n in TWINS else []) for n in SMOKE],
+)
 def test_smoke_config_trains_and_leaves_a_whole_run_folder(name, tmp_path, main):
     file, folder = ROOT / f"configs/smoke/{name}.yaml", tmp_path / "run"
     before = cpu_seconds_of_children()
