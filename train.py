@@ -58,6 +58,7 @@ try:
         find_run,
         record_config,
         record_outcome,
+        step_of,
     )
     from agents.tasks import TaskCallback, TaskEvaluation
 except ModuleNotFoundError as error:
@@ -233,7 +234,7 @@ def experiment(args: Args) -> int:
             return ending
         checkpoint = branch_point(trunk, middle)
         assert checkpoint is not None, "check_fit() has looked"
-        step = int(checkpoint.name.partition(".")[0])
+        step = step_of(checkpoint)
         for arm, intervention in arms.items():
             folder = RunFolder(home / arm)
             values = config.model_dump(mode="json")
@@ -285,7 +286,7 @@ def check_fit(config: RunConfig, arms: Mapping[str, Any]) -> None:
 def branch_point(trunk: RunFolder, middle: int) -> Path | None:
     """Return the first checkpoint of a run at or after a step, if it is there."""
     found = checkpoints(trunk.checkpoints)
-    return next((path for path in found if int(path.name.partition(".")[0]) >= middle), None)
+    return next((path for path in found if step_of(path) >= middle), None)
 
 
 def go_on(config: RunConfig, folder: RunFolder, args: Args) -> int:

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.config import Checks, RunConfig, parse_config
 from agents.interventions import at_step
 from agents.plain_yaml import ConfigError, read_yaml
-from agents.run_folder import RunFolder
+from agents.run_folder import RunFolder, step_of
 from agents.signatures import hint
 from fire_rl.episodes import read_episodes
 from fire_rl.interventions import INTERVENTIONS
@@ -143,7 +143,7 @@ def summarise(root: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
             checkpoint = folder.branch_checkpoint()
             assert checkpoint is not None
             end = json.loads(folder.result.read_text(encoding="utf-8"))["num_timesteps"]
-            step = int(checkpoint.name.partition(".")[0])
+            step = step_of(checkpoint)
             measured = recovery(read_episodes(folder.path), step, end, control)
             numbers = {**measured.to_dict(), **_policy_change(folder)}
             _record(folder, arm, step, numbers)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from agents.config import Checks, RunConfig, parse_config
+from agents.interventions import entries
 from agents.plain_yaml import ConfigError, read_yaml, set_value
 
 
@@ -162,8 +163,7 @@ def overridden(values: Mapping[str, Any], args: Args) -> dict[str, Any]:
     """
     applied = dict(values)
     applied["schedule"] = None
-    own = values.get("intervention")
-    listed = own if isinstance(own, list) else [own] if own else []
+    listed = entries(values.get("intervention"))
     stripped = [{k: v for k, v in entry.items() if k != "schedule"} for entry in listed]
     applied["intervention"] = stripped[0] if len(stripped) == 1 else stripped or None
     if faults := _apply_flags(applied, args):

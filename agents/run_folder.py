@@ -105,6 +105,11 @@ class RunFolder:
         return path if path.exists() else None
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the step of a checkpoint: its folder's name, ``STEP`` or ``STEP.AGAIN``."""
+    return int(checkpoint.name.partition(".")[0])
+
+
 def default_path(config: RunConfig, root: str | Path = "runs") -> Path:
     """Return ``runs/<algo>_<env>_<intervention>_s<seed>_<timestamp>``."""
     intervention = config.branch.arm if config.branch else names(config.intervention)

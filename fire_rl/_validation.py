@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Collection
@@ -63,6 +64,17 @@ def check_share(argument: str, value: Any) -> float:
     if not _is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"`{argument}` must be a number from 0 to 1, got {value!r}.")
     return float(value)
+
+
+def check_options(label: str, kind: type[Any], options: Collection[str]) -> None:
+    """Raise ValueError for options that a dataclass does not have; the nearest is offered."""
+    known = [option.name for option in dataclasses.fields(kind)]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"`{label}` has no option {option!r}; it has {', '.join(known)}."
+                f"{nearest(option, known)}"
+            )
 
 
 def as_names(argument: str, value: Any) -> tuple[str, ...]:

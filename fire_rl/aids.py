@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor, nn
 
-from fire_rl._validation import check_int, check_positive, check_share, nearest
+from fire_rl._validation import check_int, check_options, check_positive, check_share
 from fire_rl.interventions.base import Intervention, Update, write
 from fire_rl.layers import WeightLayer, check_writable
 from fire_rl.measurement import Observed, observe
@@ -266,14 +267,10 @@ def _answers(layer: WeightLayer, features: Tensor) -> Tensor:
 def _made(kind: Any, argument: str, options: Any) -> Any:
     if not isinstance(options, Mapping):
         raise TypeError(f"`{argument}` must be a mapping of options, got {options!r}.")
-    known = list(kind.__dataclass_fields__)
-    for name in options:
-        if name not in known:
-            raise ValueError(
-                f"`{argument}` has no option {name!r}; it has {', '.join(known)}."
-                f"{nearest(name, known)}"
-            )
+    check_options(argument, kind, options)
     try:
         return kind(**options)
     except TypeError as error:
-        raise ValueError(f"`{argument}` needs {known[0]!r}, got {dict(options)!r}.") from error
+        raise ValueError(
+            f"`{argument}` needs {dataclasses.fields(kind)[0].name!r}, got {dict(options)!r}."
+        ) from error

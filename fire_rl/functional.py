@@ -17,8 +17,8 @@ from torch.nn.utils.parametrize import (
 )
 
 from fire_rl._random import isolated_rng
-from fire_rl._validation import as_names, check_names
-from fire_rl.interventions import FIRE, check_options, make_intervention
+from fire_rl._validation import as_names, check_names, check_options
+from fire_rl.interventions import FIRE, make_intervention
 from fire_rl.interventions.base import (
     Context,
     Intervention,
@@ -77,7 +77,7 @@ def fire_(
         >>> [change.name for change in changes]
         ['0', '2']
     """
-    check_options(FIRE, options)
+    check_options(FIRE.name, FIRE, options)
     chosen = {} if preset is None else {"preset": preset}
     fire = make_intervention({"name": "fire", **chosen, **options})
     changes = intervene_(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fire_rl._validation import check_choice, nearest
+from fire_rl._validation import check_choice, check_options
 from fire_rl.interventions.base import (
     Aftermath,
     Context,
@@ -90,7 +89,7 @@ def make_intervention(spec: Intervention | str | Mapping[str, Any] | None) -> In
         )
     check_choice("intervention name", name, tuple(INTERVENTIONS))
     kind = INTERVENTIONS[str(name)]
-    check_options(kind, options)
+    check_options(kind.name, kind, options)
     if preset is None:
         made: Intervention = kind(**options)
         return made
@@ -115,14 +114,3 @@ def published_schedule(spec: object) -> Mapping[str, Any] | None:
     kind = INTERVENTIONS.get(str(spec.get("name")))
     schedules: Mapping[str, Mapping[str, Any]] = getattr(kind, "schedules", {})
     return schedules.get(str(spec.get("preset")))
-
-
-def check_options(kind: type[Any], options: Mapping[str, Any]) -> None:
-    """Raise ValueError for options that an intervention does not have."""
-    known = [option.name for option in dataclasses.fields(kind)]
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"`{kind.name}` has no option {option!r}; it has {', '.join(known)}."
-                f"{nearest(option, known)}"
-            )
