@@ -168,6 +168,26 @@ def squared_frobenius_error(new: Tensor, old: Tensor) -> Tensor:
     return (_at_least_float32(new) - _at_least_float32(old)).square().sum(dim=(-2, -1))
 
 
+def singular_values(matrix: Tensor) -> Tensor:
+    """Return the singular values of matrices, the largest first.
+
+    By the eigenvalues of the smaller Gram matrix in float64: to 1e-8 of the largest one.
+
+    Args:
+        matrix: Shape ``(..., m, n)``.
+
+    Returns:
+        Shape ``(..., min(m, n))``, of the input's dtype.
+
+    Raises:
+        ValueError: If the tensor is no matrix or is not finite.
+    """
+    _check_matrix(matrix)
+    work = _at_least_float32(matrix.cpu() if matrix.device.type == "mps" else matrix).double()
+    squared = torch.linalg.eigvalsh(_lower_gram(work)).flip(-1)
+    return squared.clamp(min=0.0).sqrt().to(device=matrix.device, dtype=matrix.dtype)
+
+
 def _iterate(matrix: Tensor, num_steps: int) -> Tensor:
     """The published loop, on the smaller side."""
     norm = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)

@@ -95,6 +95,20 @@ def test_biases_and_norm_layers():
     assert torch.equal(module[4].weight, torch.ones(12))
 
 
+def test_the_report_holds_the_spectrum_before_and_after():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(40, 30), nn.Conv2d(2, 3, 2), nn.Linear(4, 4))
+    scaled = module[0].weight.detach() / isometry_scale((30, 40))
+    before = torch.linalg.svdvals(scaled).tolist()
+    linear, conv, kept = fire_(module, method="exact", exclude=["2"])
+    assert len(linear.spectrum_before) == 17
+    picked = [before[round(29 * k / 16)] for k in (0, 4, 16)]
+    assert [linear.spectrum_before[k] for k in (0, 4, 16)] == pytest.approx(picked, rel=1e-3)
+    assert linear.spectrum_after == pytest.approx([1.0] * 17, rel=1e-3)
+    assert len(conv.spectrum_after) == 8  # two for each of four taps: all of them
+    assert kept.spectrum_before == kept.spectrum_after == ()
+
+
 def test_include_and_exclude():
     module = make_network()
     assert [c.action for c in fire_(module, include=["3", "6"], exclude="6")] == [

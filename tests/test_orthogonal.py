@@ -16,6 +16,7 @@ from fire_rl import (
     polar_factor,
     squared_frobenius_error,
 )
+from fire_rl.orthogonal import singular_values
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "reference.npz")
 FIRE_LAYERS = sorted(key.split("/")[1] for key in REFERENCE if key.endswith("/in"))
@@ -199,6 +200,13 @@ def test_measures_by_hand():
     assert squared_frobenius_error(matrix, torch.zeros(3, 2)) == 5.0
     batch = torch.stack([matrix, 2 * matrix])
     torch.testing.assert_close(deviation_from_isometry(batch), torch.tensor([9.0, 234.0]))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 5, 40, 8)])
+def test_singular_values_are_those_of_the_decomposition(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    expected = torch.linalg.svdvals(matrix.double()).float()
+    torch.testing.assert_close(singular_values(matrix), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_isometry_scale_by_hand():

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 from fire_rl.interventions.base import Network, Update
 from fire_rl.layers import OTHER_WEIGHTS
-from fire_rl.orthogonal import deviation_from_isometry, squared_frobenius_error
+from fire_rl.orthogonal import (
+    deviation_from_isometry,
+    singular_values,
+    squared_frobenius_error,
+)
 
 # SB3's stdout table raises where two keys share their first 36 characters.
 _SHORT = {
@@ -19,6 +23,8 @@ _SHORT = {
     "effective_rank": "erank",
     "action_difference": "action_diff",
 }
+# Of a layer's singular values: enough for a picture, small enough for a log of many events.
+_SPECTRUM_POINTS = 17
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,10 @@ class LayerChange:
         units: Number of units that were recycled.
         frozen: Whether the weight was left alone because the user has frozen it.
         blocks: Where the weight was split into blocks of rows: what was done to each.
+        spectrum_before: Singular values of ``W / s`` over all of the layer's matrices, the largest
+            first; of more than 17 the evenly spaced ones, with the largest and the smallest. Empty
+            where nothing was done, or where they are no numbers.
+        spectrum_after: The same after.
     """
 
     name: str
@@ -54,6 +64,8 @@ class LayerChange:
     units: int = 0
     frozen: bool = False
     blocks: tuple[str, ...] = ()
+    spectrum_before: tuple[float, ...] = ()
+    spectrum_after: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,8 @@ def describe_changes(network: Network, updates: Mapping[str, Update]) -> Changes
         dfi_before = float(deviation_from_isometry(old / scale).sum())
         norm_before = float(torch.linalg.vector_norm(old))
         sfe, dfi_after, norm_after = 0.0, dfi_before, norm_before
+        spectrum_before: tuple[float, ...] = ()
+        spectrum_after: tuple[float, ...] = ()
         if update is not None:
             # As the layer will hold it: rounded to its dtype.
             held = {n: network.tensors[n] for n in layer.weight_names}
@@ -98,6 +112,7 @@ def describe_changes(network: Network, updates: Mapping[str, Update]) -> Changes
             sfe = float(squared_frobenius_error(new, old).sum())
             dfi_after = float(deviation_from_isometry(new / scale).sum())
             norm_after = float(torch.linalg.vector_norm(new))
+            spectrum_before, spectrum_after = _spectrum(old / scale), _spectrum(new / scale)
         layers.append(
             LayerChange(
                 name=layer.name,
@@ -113,11 +128,23 @@ def describe_changes(network: Network, updates: Mapping[str, Update]) -> Changes
                 units=0 if update is None else update.units,
                 frozen=update is None and layer.frozen,
                 blocks=() if update is None else update.blocks,
+                spectrum_before=spectrum_before,
+                spectrum_after=spectrum_after,
             )
         )
     weights = {name for layer in network.layers for name in layer.weight_names}
     others = {name: update.action for name, update in updates.items() if name not in weights}
     return Changes(tuple(layers), others, _kept(network, updates))
+
+
+def _spectrum(matrices: Tensor) -> tuple[float, ...]:
+    """Return singular values for a report, see :class:`LayerChange`."""
+    if not bool(torch.isfinite(matrices).all()):
+        return ()
+    values = singular_values(matrices).flatten().sort(descending=True).values
+    if len(values) > _SPECTRUM_POINTS:
+        values = values[torch.linspace(0, len(values) - 1, _SPECTRUM_POINTS).round().long()]
+    return tuple(float(f"{value:.4g}") for value in values.tolist())
 
 
 def _kept(network: Network, updates: Mapping[str, Update]) -> dict[str, str]:
