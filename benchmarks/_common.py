@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,4 +46,19 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")
+    return path
+
+
+def write_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write rows as JSON beside the machine, a line each; return the path.
+
+    All or nothing: a stop in the middle leaves the old file.
+    """
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    text = f'{{\n"machine": {json.dumps(machine())},\n"rows": [\n{lines}\n]\n}}\n'
+    new = path.with_suffix(".tmp")
+    new.write_text(text)
+    os.replace(new, path)
     return path
