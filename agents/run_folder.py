@@ -204,7 +204,9 @@ def _git() -> dict[str, Any] | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain"))}
+        # Results of earlier runs have no part in this one.
+        status = ("status", "--porcelain", "--", ".", ":(top,exclude)benchmarks/results")
+        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git(*status))}
     except (OSError, subprocess.CalledProcessError):
         return None  # no git, or not a checkout
 

@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -29,12 +30,14 @@ from typing import Any
 
 import numpy as np
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks._common import RESULTS, ROOT, write_rows
 from fire_rl.episodes import read_episodes
 
 CONFIGS = ROOT / "configs" / "continual"
 RESULT = "continual"
+METRICS = ("/dormant_ratio", "/effective_rank", "/dfi_per_sv", "/weight_norm")
 BINS = 8  # of each task: the first is "just after the switch", the last two are "the end"
 
 # What each arm does at every change of task. The control of every comparison is `none`.
@@ -186,7 +189,7 @@ def row(folder: Path) -> dict[str, Any]:
         "earlier_tasks": _rounded(np.mean(earlier)) if earlier else None,
         "evaluated": evaluated,
         "events": events(folder / "interventions.jsonl"),
-        "plasticity": plasticity(folder / "progress.csv"),
+        "plasticity": plasticity(folder),
         "steps_per_second": round(result["steps_per_second"], 1),
         "curve": _rounded(curve.flatten()),
     }
@@ -226,25 +229,21 @@ def events(path: Path) -> list[int]:
     return sorted(steps)
 
 
-def plasticity(path: Path) -> dict[str, list[list[float]]]:
+def plasticity(folder: Path) -> dict[str, list[list[float]]]:
     """Return ``[step, value]`` of every pooled metric of the networks, by log key."""
-    found: dict[str, list[list[float]]] = {}
-    kept = ("dormant_ratio", "effective_rank", "dfi_per_sv", "weight_norm")
-    with path.open(encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            for key, value in line.items():
-                group, _, name = key.partition("/")
-                if group in ("plasticity", "live") and value and name.endswith(kept):
-                    step = int(float(line["time/total_timesteps"] or "nan"))
-                    found.setdefault(key, []).append([step, float(f"{float(value):.4g}")])
-    return found
+    log = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {
+        key: [[point.step, float(f"{point.value:.4g}")] for point in log.Scalars(key)]
+        for key in log.Tags()["scalars"]
+        if key.startswith(("plasticity/", "live/")) and key.endswith(METRICS)
+    }
 
 
 def _rounded(values: Any) -> Any:
     return np.round(np.asarray(values, float), 3).tolist()
 
 
-def main() -> None:
+def main() -> int:
     """Train what is missing, two at a time, and write JSON as results come."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -265,12 +264,19 @@ def main() -> None:
     context.set_forkserver_preload(["train"])
     with ProcessPoolExecutor(arguments.jobs, mp_context=context, max_tasks_per_child=1) as pool:
         jobs = {pool.submit(train, job): job for job in plan}
+        failed = 0
         for count, future in enumerate(as_completed(jobs), start=1):
             key = jobs[future].key
-            rows[key] = future.result()
-            write_rows(RESULT, in_order(rows))
-            score = rows[key]["mean_return"]
-            print(f"{count}/{len(plan)} {' '.join(map(str, key))}: {score:.1f}", flush=True)
+            try:
+                rows[key] = future.result()
+            except Exception as error:  # the other runs go on
+                failed += 1
+                outcome = f"FAILED: {error!r}"
+            else:
+                write_rows(RESULT, in_order(rows))
+                outcome = f"{rows[key]['mean_return']:.1f}"
+            print(f"{count}/{len(plan)} {' '.join(map(str, key))}: {outcome}", flush=True)
+    return 1 if failed else 0
 
 
 def planned(
@@ -306,4 +312,4 @@ def in_order(rows: Mapping[tuple[str, str, int], dict[str, Any]]) -> list[dict[s
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
