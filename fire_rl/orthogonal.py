@@ -184,7 +184,7 @@ def singular_values(matrix: Tensor) -> Tensor:
     """
     _check_matrix(matrix)
     work = _at_least_float32(matrix.cpu() if matrix.device.type == "mps" else matrix).double()
-    squared = torch.linalg.eigvalsh(_lower_gram(work)).flip(-1)
+    squared: Tensor = torch.linalg.eigvalsh(_lower_gram(work)).flip(-1)
     return squared.clamp(min=0.0).sqrt().to(device=matrix.device, dtype=matrix.dtype)
 
 
