@@ -91,10 +91,10 @@ HEADLINE = {
 }
 FULL = {
     **HEADLINE,
+    "dqn_priming": Setting("dqn_priming", at=4_096),
     **{
         name: Setting(name)
         for name in (
-            "cartpole_drift",
             "acrobot_offset",
             "acrobot_permutation",
             "dqn_offset",
@@ -103,9 +103,9 @@ FULL = {
             "dqn_permutation_cleared",
             "sac_dynamics",
             "minatar_games",
+            "cartpole_drift",
         )
     },
-    "dqn_priming": Setting("dqn_priming", at=4_096),
 }
 SUITES = {"headline": HEADLINE, "full": FULL}
 
