@@ -6,7 +6,7 @@ BIN := .venv/bin
 # pytest-xdist workers; one torch thread each, so that two tests do not fight for two cores.
 WORKERS ?= auto
 
-.PHONY: help venv train test test-all lint clean
+.PHONY: help venv train test test-all lint evidence evidence-full clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,14 @@ test: lint  ## lint, types and the quick tests (minutes)
 
 test-all: lint  ## the same with the complete contract tables
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+
+evidence: venv  ## rerun the headline of docs/evidence.md: 14 arms, 5 seeds, 3 settings; an hour or two
+	$(BIN)/python -m benchmarks.continual --suite headline
+	$(BIN)/python -m benchmarks.evidence
+
+evidence-full: venv  ## rerun all of it, as often as it takes; ARGS=--fill: only rows that are missing
+	$(BIN)/python -m benchmarks.continual --suite full $(ARGS)
+	$(BIN)/python -m benchmarks.evidence
 
 clean:  ## remove the environment and caches, keep the runs
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

@@ -40,7 +40,8 @@ RESULT = "continual"
 METRICS = ("/dormant_ratio", "/effective_rank", "/dfi_per_sv", "/weight_norm")
 BINS = 8  # of each task: the first is "just after the switch", the last two are "the end"
 
-# What each arm does at every change of task. The control of every comparison is `none`.
+CONTROL = "none"
+# What each arm does at every change of task.
 ARMS: dict[str, dict[str, Any] | None] = {
     "none": None,
     "fire": {"name": "fire"},
@@ -91,7 +92,6 @@ HEADLINE = {
 }
 FULL = {
     **HEADLINE,
-    "dqn_priming": Setting("dqn_priming", at=4_096),
     **{
         name: Setting(name)
         for name in (
@@ -101,11 +101,11 @@ FULL = {
             "dqn_offset_cleared",
             "dqn_permutation",
             "dqn_permutation_cleared",
-            "sac_dynamics",
             "minatar_games",
-            "cartpole_drift",
+            "sac_dynamics",
         )
     },
+    "sac_priming": Setting("sac_priming", at=1_024),
 }
 SUITES = {"headline": HEADLINE, "full": FULL}
 
