@@ -35,35 +35,50 @@ def check_names(argument: str, names: Collection[str], choices: Collection[str])
         check_choice(argument, name, choices)
 
 
+def as_number(value: Any) -> Any:
+    """Return the number that a text stands for, anything else as it is.
+
+    YAML 1.1 reads ``1e5`` and ``1e-3`` as texts (a float needs a dot there).
+    """
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def check_int(argument: str, value: Any, minimum: int) -> int:
     """Return a whole number of at least ``minimum``; 1e5 counts, 0.5 and True do not."""
-    if not _is_number(value) or value != value // 1 or value < minimum:
+    number = as_number(value)
+    if not _is_number(number) or number != number // 1 or number < minimum:
         raise ValueError(
             f"`{argument}` must be a whole number of at least {minimum}, got {value!r}."
         )
-    return int(value)
+    return int(number)
 
 
 def check_positive(argument: str, value: Any, maximum: float = math.inf) -> float:
     """Return a finite number above 0 and at most ``maximum``."""
-    if not _is_number(value) or not (0 < value <= maximum and math.isfinite(value)):
+    number = as_number(value)
+    if not _is_number(number) or not (0 < number <= maximum and math.isfinite(number)):
         bound = "" if math.isinf(maximum) else f" and at most {maximum:g}"
         raise ValueError(f"`{argument}` must be a number above 0{bound}, got {value!r}.")
-    return float(value)
+    return float(number)
 
 
 def check_non_negative(argument: str, value: Any) -> float:
     """Return a finite number of at least 0."""
-    if not _is_number(value) or not (value >= 0 and math.isfinite(value)):
+    number = as_number(value)
+    if not _is_number(number) or not (number >= 0 and math.isfinite(number)):
         raise ValueError(f"`{argument}` must be a number of at least 0, got {value!r}.")
-    return float(value)
+    return float(number)
 
 
 def check_share(argument: str, value: Any) -> float:
     """Return a number from 0 to 1."""
-    if not _is_number(value) or not 0 <= value <= 1:
+    number = as_number(value)
+    if not _is_number(number) or not 0 <= number <= 1:
         raise ValueError(f"`{argument}` must be a number from 0 to 1, got {value!r}.")
-    return float(value)
+    return float(number)
 
 
 def check_options(label: str, kind: type[Any], options: Collection[str]) -> None:

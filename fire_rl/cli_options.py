@@ -9,6 +9,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from fire_rl._validation import as_number
 from fire_rl.interventions import FIRE
 from fire_rl.interventions.base import Aftermath
 
@@ -75,7 +76,7 @@ def _how_to_parse(hint: Any) -> dict[str, Any]:
         return {"type": int, "metavar": "N"}
     if float in kinds:
         if words:
-            return {"type": _number_or_word, "metavar": _braces([*words, "NUMBER"])}
+            return {"type": as_number, "metavar": _braces([*words, "NUMBER"])}
         return {"type": float, "metavar": "NUMBER"}
     return {"metavar": _braces(words)}
 
@@ -86,13 +87,6 @@ def _alternatives(hint: Any) -> Iterator[Any]:
             yield from _alternatives(part)
     else:
         yield hint
-
-
-def _number_or_word(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _split(words: Sequence[str]) -> str | dict[str, Any]:

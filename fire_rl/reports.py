@@ -82,7 +82,7 @@ def recovery(episodes: Episodes, step: int, end: int, control: Episodes | None =
     Raises:
         ValueError: If ``end`` does not lie after ``step``.
     """
-    check_int("step", step, 0)
+    step = check_int("step", step, 0)
     if end <= step:
         raise ValueError(f"`end` must lie after the event at step {step:,}, got {end:,}.")
     width = (end - step) / BINS

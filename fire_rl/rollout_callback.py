@@ -37,6 +37,7 @@ class RolloutCallback(BaseCallback):
         self.seed = None if seed is None else check_int("seed", seed, 0)
         self.source: ProbeSource | None = None
         self._model: Any = None
+        self._training = False
         self._rollout_started = False
 
     def _init_callback(self) -> None:
@@ -49,23 +50,38 @@ class RolloutCallback(BaseCallback):
             self.clock.reset()
 
     def _on_training_start(self) -> None:
-        self._rollout_started = False
+        self._training = self._rollout_started = False
         check_place(self)
         self.clock.start(self.model)
+        self._training = True
 
     def _on_rollout_start(self) -> None:
         self._rollout_started = True
         self.clock.advance(self.model)  # gradient updates have been made since the last step
 
-    def _on_step(self) -> bool:
+    def on_step(self) -> bool:
+        """Do what is due after a step of all environments.
+
+        Raises:
+            RuntimeError: If no rollout start preceded.
+        """
         if not self._rollout_started:
             raise RuntimeError(misplaced(self, "a callback that forwards no rollout hooks"))
+        return super().on_step()
+
+    def _on_step(self) -> bool:
         self.clock.advance(self.model)
         return True
 
     def _on_rollout_end(self) -> None:
         assert self.source is not None
         self.source.after_rollout(self.model)
+
+    def on_training_end(self) -> None:
+        """End a training once: rl_zoo3 says so twice to the first of its callbacks."""
+        if self._training:
+            self._training = False
+            super().on_training_end()
 
     def _on_training_end(self) -> None:
         self.clock.stop()
@@ -125,7 +141,8 @@ def _paths(callback: Any, above: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         return
     path = (*above, callback)
     yield path
-    for child in getattr(callback, "callbacks", None) or [getattr(callback, "callback", None)]:
+    children = [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
+    for child in (*(getattr(callback, "callbacks", None) or ()), *children):
         yield from _paths(child, path)
 
 

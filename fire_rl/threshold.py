@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 from fire_rl._steps import last_multiple, last_step
-from fire_rl._validation import check_choice, check_int, check_positive
+from fire_rl._validation import as_number, check_choice, check_int, check_positive
 
 # What a Threshold can watch: of units and features, on a probe, and of the weights alone.
 _RATIOS = ("dormant_ratio", "dormant_ratio_0.1", "zero_activation_ratio", "saturation_ratio")
@@ -155,7 +155,7 @@ class Threshold:
         )
 
     def _checked_line(self, name: str) -> float:
-        value = getattr(self, name)
+        value = as_number(getattr(self, name))
         above, ratio = name == "above", self.metric in _RATIOS
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         fits = is_number and math.isfinite(value) and (value >= 0 if above else value > 0)

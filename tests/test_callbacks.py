@@ -1,16 +1,21 @@
 """The callbacks in real training: when they act, what they write, and what they leave alone."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import DQN, PPO, SAC
+import yaml
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
+    CheckpointCallback,
     EvalCallback,
     EveryNTimesteps,
+    StopTrainingOnNoModelImprovement,
+    StopTrainingOnRewardThreshold,
 )
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -20,11 +25,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fire_rl import (
     FIRE,
     At,
+    AtFractions,
     Every,
     FireCallback,
     InterventionCallback,
     NoIntervention,
     PlasticityMetricsCallback,
+    RandomOrthogonal,
+    Threshold,
 )
 from fire_rl.probe import Probe, ProbeSource
 from tests.models import ALGORITHMS, changed, make_model, state_of
@@ -482,22 +490,91 @@ def test_a_wrapper_of_ones_own_is_found_out_in_the_first_step():
         make_model("ppo").learn(64, callback=Wrapper())
 
 
-def test_parallel_training_is_refused_by_name():
-    class ParallelTrainCallback(BaseCallback):
-        def _on_step(self):
-            return True
-
-    with pytest.raises(RuntimeError, match="rl_zoo3's ParallelTrainCallback"):
-        make_model("sac").learn(64, callback=[FireCallback(every=16), ParallelTrainCallback()])
+@pytest.mark.parametrize("kind", [FireCallback, PlasticityMetricsCallback])
+def test_a_callback_of_new_best_models_is_refused(kind):
+    evaluation = EvalCallback(make_model("ppo").get_env(), kind(every=16), eval_freq=16, verbose=0)
+    with pytest.raises(RuntimeError, match="a callback that forwards no rollout hooks"):
+        make_model("ppo").learn(64, callback=evaluation)
 
 
-def test_beside_other_callbacks(tmp_path):
-    env = make_model("dqn", n_envs=1).get_env()
-    evaluation = EvalCallback(env, eval_freq=16, best_model_save_path=str(tmp_path), verbose=0)
+def evaluation(algo, folder, new_best=None, after=None):
+    """Every 32 steps, as rl_zoo3 does it."""
+    env = make_model(algo, n_envs=1).get_env()
+    single = env.envs[0].unwrapped
+    single.observation_space = copy.deepcopy(single.observation_space)  # with its random numbers
+    return EvalCallback(
+        env,
+        new_best,
+        after,
+        eval_freq=16,
+        log_path=str(folder),
+        best_model_save_path=str(folder),
+        verbose=0,
+    )
+
+
+ARRANGEMENTS = {
+    "a list": lambda fire, metrics, evaluating, saving: [fire, metrics, evaluating, saving],
+    "ours last": lambda fire, metrics, *others: CallbackList([*others, metrics, fire]),
+    "nested": lambda fire, metrics, evaluating, saving: CallbackList(
+        [CallbackList([evaluating, CallbackList([fire])]), CallbackList([saving, metrics])]
+    ),
+}
+
+
+BESIDE = [
+    pytest.param(algo, name, marks=() if (algo, name) == ("ppo", "nested") else pytest.mark.full)
+    for algo in ("ppo", "sac")
+    for name in ARRANGEMENTS
+]
+
+
+@few_observations
+@pytest.mark.parametrize(("algo", "arrangement"), BESIDE)
+@pytest.mark.parametrize(
+    ("new_best", "after"),
+    [
+        (None, None),
+        (lambda folder: StopTrainingOnRewardThreshold(1e9), None),
+        (None, lambda folder: StopTrainingOnNoModelImprovement(9)),
+        (lambda folder: CheckpointCallback(1, folder / "best"), lambda folder: CallbackList([])),
+    ],
+)
+def test_beside_others_all_is_as_without_them(algo, arrangement, new_best, after, tmp_path):
+    fire, metrics = FireCallback(at=[48], log_dir=tmp_path), PlasticityMetricsCallback(every=32)
+    inner = [make and make(tmp_path) for make in (new_best, after)]
+    saving = CheckpointCallback(24, str(tmp_path))
+    evaluating = evaluation(algo, tmp_path, *inner)
+    beside = ARRANGEMENTS[arrangement](fire, metrics, evaluating, saving)
+    model = make_model(algo).learn(96, callback=beside)
+    assert steps(fire) == [48]
+    assert [step for step, _ in metrics.history] == [32, 64, 96]
+    assert not changed(trained(algo, FireCallback(at=[48]), 96), state_of(model))
+    assert np.load(tmp_path / "evaluations.npz")["timesteps"].tolist() == [32, 64, 96]
+    for name in ("rl_model_48_steps", "rl_model_96_steps", "best_model"):
+        type(model).load(tmp_path / name)
+    if isinstance(inner[0], CheckpointCallback):
+        assert list((tmp_path / "best").glob("*.zip"))
+
+
+def test_an_event_at_the_step_at_which_another_callback_stops_is_not_lost(tmp_path):
     fire = FireCallback(at=[32])
-    make_model("dqn").learn(64, callback=CallbackList([evaluation, CallbackList([fire])]))
+    model = make_model("ppo")
+    stop = StopTrainingOnRewardThreshold(-1e9)
+    model.learn(96, callback=[evaluation("ppo", tmp_path, stop), fire])
+    assert (model.num_timesteps, steps(fire)) == (32, [])
+    model.learn(64, callback=fire, reset_num_timesteps=False)
     assert steps(fire) == [32]
-    DQN.load(tmp_path / "best_model")
+
+
+def test_a_training_ends_once_whoever_says_so_again(tmp_path):
+    fire, metrics = FireCallback(at=[32], log_dir=tmp_path), PlasticityMetricsCallback(every=32)
+    make_model("ppo").learn(96, callback=[fire, metrics])
+    entries = (tmp_path / "interventions.jsonl").read_text()
+    for callback in (fire, metrics):  # rl_zoo3 does so
+        callback.on_training_end()
+    assert (tmp_path / "interventions.jsonl").read_text() == entries
+    FireCallback(at=[32]).on_training_end()  # and if learn() has failed before any start
 
 
 def test_plain_values_as_yaml_gives_them():
@@ -509,11 +586,30 @@ def test_plain_values_as_yaml_gives_them():
     assert InterventionCallback("none", At(3)).intervention == NoIntervention()
 
 
+def test_numbers_that_yaml_reads_as_texts():
+    given = yaml.safe_load("{every: 2e5, stop: 5e-1, strength: 5e-1, scale: 1e0, num_steps: 1e1}")
+    assert given["every"] == "2e5"  # YAML 1.1 wants a dot
+    callback = FireCallback(**given)
+    assert callback.clock.schedule == Every(200_000, 0.5)
+    assert callback.intervention == FIRE(strength=0.5, scale=1.0)
+    assert FireCallback(at=["1e3", 2e3]).clock.schedule == At([1000, 2000])
+    assert FireCallback(at="1e3").clock.schedule == At(1000)
+    assert FireCallback(fractions="5e-1").clock.schedule == AtFractions(0.5)
+    watched = {"metric": "dfi", "above": "1e-1", "every": "1e4"}
+    assert FireCallback(threshold=watched).clock.schedule == Threshold("dfi", 0.1)
+    assert RandomOrthogonal(scale="5e-1") == RandomOrthogonal(scale=0.5)
+    assert PlasticityMetricsCallback(every="1e4", probe_size="1e3").probe_size == 1000
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: FireCallback(), "exactly one of every, at and fractions, got none"),
         (lambda: FireCallback(every=0), "`every` must be a whole number of at least 1, got 0"),
+        (lambda: FireCallback(every="1e-3"), "`every` must be a whole number of .* got '1e-3'"),
+        (lambda: FireCallback(every="often"), "`every` must be a whole number of .* got 'often'"),
+        (lambda: FireCallback(every=5, strength="nan"), "`strength` must be a number above 0"),
+        (lambda: FireCallback(every="inf"), "`every` must be a whole number"),
         (lambda: FireCallback(at=[5, 3]), "ascending"),
         (lambda: FireCallback(every=5, strenght=0.5), "Did you mean 'strength'"),
         (lambda: FireCallback(every=5, preset="paper_dnq"), "Did you mean 'paper_dqn'"),

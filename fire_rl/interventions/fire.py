@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fire_rl._validation import check_choice, check_int, check_positive
+from fire_rl._validation import as_number, check_choice, check_int, check_positive
 from fire_rl.interventions.base import (
     Context,
     Network,
@@ -115,6 +115,7 @@ class FIRE(LayerOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("method", self.method, ("newton_schulz", "exact"))
+        self._set(scale=as_number(self.scale))
         if isinstance(self.scale, str):
             check_choice("scale", self.scale, _SCALES)
         else:

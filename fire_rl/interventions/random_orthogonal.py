@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fire_rl._validation import check_choice, check_positive
+from fire_rl._validation import as_number, check_choice, check_positive
 from fire_rl.interventions.base import Context, Network, Update, weight_updates
 from fire_rl.interventions.options import LayerOptions
 from fire_rl.layers import WeightLayer, check_assignable
@@ -55,6 +55,7 @@ class RandomOrthogonal(LayerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._set(scale=as_number(self.scale))
         if isinstance(self.scale, str):
             check_choice("scale", self.scale, ("published",))
         else:

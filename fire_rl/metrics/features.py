@@ -73,7 +73,7 @@ def saturation_ratio(activations: Activations, threshold: float = 0.99) -> float
         activations: As in :func:`dormant_ratio`.
         threshold: In (0, 1].
     """
-    check_positive("threshold", threshold, 1.0)
+    threshold = check_positive("threshold", threshold, 1.0)
     saturated = [
         torch.where(layer.isnan(), math.nan, (layer.abs() > threshold).float())
         for layer in _layers(activations)
@@ -140,7 +140,7 @@ def feature_ranks(
     """Return all four ranks from one singular value decomposition, by their functions' names."""
     if not 0 < delta < 1:
         raise ValueError(f"`delta` must lie between 0 and 1, got {delta!r}.")
-    check_positive("epsilon", epsilon)
+    epsilon = check_positive("epsilon", epsilon)
     features = _matrix("features", features)
     samples, dimensions = features.shape
     names = ("effective_rank", "srank", "approximate_rank", "feature_rank")
