@@ -33,16 +33,15 @@ MEASURES: dict[str, Callable[[Row], float]] = {
     "mean_return": lambda row: float(np.mean(_later(row))),
     "after_switch": lambda row: float(np.mean(_later(row)[:, 0])),
     "at_end": lambda row: float(np.mean(_later(row)[:, -2:])),
-    "current_tasks": lambda row: _evaluated(row, lambda trained, task: trained == task),
     "earlier_tasks": lambda row: _evaluated(row, lambda trained, task: trained != task),
 }
 HEADS = {
     "mean_return": "mean return",
+    "gain": "gain over `none`",
     "better_than_none": "P(better than `none`)",
     "after_switch": "just after a change",
     "at_end": "at a task's end",
-    "current_tasks": "evaluated: this task",
-    "earlier_tasks": "evaluated: earlier ones",
+    "earlier_tasks": "on earlier tasks",
     "events": "events",
 }
 
@@ -149,7 +148,7 @@ def first_tasks(found: Mapping[str, Any]) -> str:
 
 def filled(text: str, found: Mapping[str, Any]) -> str:
     """Return a page with its tables, each between ``<!-- table NAME -->`` and ``<!-- end -->``."""
-    short = ("mean_return", "better_than_none", "after_switch", "at_end", "earlier_tasks")
+    short = ("mean_return", "gain", "after_switch", "at_end", "earlier_tasks")
     tables: dict[str, Callable[[], str]] = {
         **{name: lambda name=name: table(found[name], list(HEADS)) for name in HEADLINE},
         "readme": lambda: table(found["cartpole_permutation"], short),
