@@ -22,12 +22,14 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from fire_rl.orthogonal import isometry_scale
 
-LayerKind = Literal["linear", "conv"]
+LayerKind = Literal["linear", "conv", "recurrent"]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED_CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 # Weight matrices in another layout: named in a warning, never passed over silently.
-OTHER_WEIGHTS = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
+OTHER_WEIGHTS = (*RECURRENT, nn.Bilinear)
+_BUT_FIRE = ", unless `recurrent` of FIRE or RandomOrthogonal says otherwise"
 # Modules whose parameters are scales and shifts, not weights.
 NORM_LAYERS = (
     nn.modules.batchnorm._NormBase,
@@ -53,6 +55,7 @@ class WeightLayer:
         bias_attribute: What the module calls the bias, None if it has none of its own.
         blocks: Into how many equal blocks of rows the weight is split, each a matrix of its own,
             such as 3 for fused query, key and value projections.
+        block_names: What the blocks are called, if they have names: the gates of an LSTM.
     """
 
     name: str
@@ -62,10 +65,13 @@ class WeightLayer:
     weight_attribute: str = "weight"
     bias_attribute: str | None = "bias"
     blocks: int = 1
+    block_names: tuple[str, ...] = ()
 
     @property
     def kind(self) -> LayerKind:
-        """``"linear"`` or ``"conv"``."""
+        """``"linear"`` (attention included), ``"conv"`` or ``"recurrent"``."""
+        if isinstance(self.module, RECURRENT):
+            return "recurrent"
         return "conv" if isinstance(self.module, (*_CONVS, *_TRANSPOSED_CONVS)) else "linear"
 
     @property
@@ -163,7 +169,7 @@ class WeightLayer:
         The blocks of a tap or group follow one another.
         """
         weight = self.weight.detach() if weight is None else weight
-        if self.kind == "linear":
+        if self.kind != "conv":
             return weight.reshape(self.blocks, -1, weight.shape[1])
         # (groups, first, second, taps) with (out, in), or (in, out) if transposed
         split = weight.reshape(self.groups, -1, weight.shape[1], math.prod(weight.shape[2:]))
@@ -173,7 +179,7 @@ class WeightLayer:
 
     def from_matrices(self, matrices: Tensor) -> Tensor:
         """Undo :meth:`matrices`: ``(batch, out, in)`` to the shape of the weight."""
-        if self.kind == "linear":
+        if self.kind != "conv":
             return matrices.reshape(self.weight.shape)
         rows, columns = matrices.shape[-2:]
         split = matrices.reshape(-1, self.groups, rows * self.blocks, columns)
@@ -210,7 +216,8 @@ def weight_layers_of(
         if isinstance(module, OTHER_WEIGHTS):
             warnings.warn(
                 f"`{name or type(module).__name__}` ({type(module).__name__}) is no linear, "
-                "convolutional or attention layer: its own weights are left as they are.",
+                "convolutional or attention layer: its own weights are left as they are"
+                f"{_BUT_FIRE if isinstance(module, RECURRENT) else ''}.",
                 UserWarning,
                 stacklevel=2,
             )

@@ -130,7 +130,8 @@ def _recurrent(own: Mapping[str, Tensor]) -> nn.Module | None:
     first, recurrent = own.get("weight_ih_l0"), own.get("weight_hh_l0")
     if first is None or recurrent is None or not first.ndim == recurrent.ndim == 2:
         return None
-    hidden = recurrent.shape[1]
+    projection = own.get("weight_hr_l0")
+    hidden = (recurrent if projection is None or projection.ndim != 2 else projection).shape[1]
     kind = _RECURRENT.get(first.shape[0] // hidden if hidden else 0)
     return None if kind is None else kind(first.shape[1], hidden)
 

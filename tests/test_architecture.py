@@ -11,7 +11,7 @@ import fire_rl.metrics
 
 ROOT = Path(__file__).parent.parent
 RINGS = [
-    {"_validation", "_steps", "_random", "orthogonal", "layers", "projections"},
+    {"_validation", "_steps", "_random", "orthogonal", "layers", "recurrent", "projections"},
     {
         "interventions", "schedules", "threshold", "metrics", "optimizer_state", "functional",
         "reports", "episodes", "statistics",

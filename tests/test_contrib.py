@@ -123,14 +123,21 @@ class Ratios(BaseCallback):
             self.ratios.append((log_prob - torch.as_tensor(buffer.log_probs[step])).exp())
 
 
-@pytest.mark.parametrize("algo", CONTRIB_ON_POLICY)
-def test_stored_probabilities_are_those_of_the_weights_after_surgery(algo):
-    ratios, fire = Ratios(), FireCallback(every=16, stop=1.0)
+@pytest.mark.parametrize(
+    ("algo", "options"),
+    [
+        *((algo, {}) for algo in CONTRIB_ON_POLICY),
+        ("recurrent_ppo", {"recurrent": "project"}),
+        ("recurrent_ppo", {"recurrent": "project", "method": "exact", "biases": "zero"}),
+    ],
+)
+def test_stored_probabilities_are_those_of_the_weights_after_surgery(algo, options):
+    ratios, fire = Ratios(), FireCallback(every=16, stop=1.0, **options)
     model = make_model(algo)
     for _ in range(3):
         model.learn(16, callback=[fire, ratios], reset_num_timesteps=False)
         found = torch.stack(ratios.ratios).detach()
-        torch.testing.assert_close(found, torch.ones(8, 2), atol=1e-5, rtol=0)
+        torch.testing.assert_close(found, torch.ones(8, 2), atol=1e-6, rtol=0)
     assert len(fire.reports) == 2
 
 

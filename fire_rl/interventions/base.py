@@ -26,6 +26,7 @@ from fire_rl.layers import (
     plain_name,
     weight_layers_of,
 )
+from fire_rl.recurrent import recurrent_layers_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +58,18 @@ class Network:
     @cached_property
     def layers(self) -> tuple[WeightLayer, ...]:
         """The linear and convolutional layers, in order."""
+        return self._registered(weight_layers_of(self.modules.items(), self.heads))
+
+    @cached_property
+    def recurrent_layers(self) -> tuple[WeightLayer, ...]:
+        """The weights of LSTMs, GRUs and RNNs, which are not among :attr:`layers`."""
+        return self._registered(recurrent_layers_of(self.modules.items()))
+
+    def _registered(self, layers: Iterable[WeightLayer]) -> tuple[WeightLayer, ...]:
+        """Give the parts of layers the names that they have in :attr:`tensors`."""
         names = {id(tensor): name for name, tensor in self.tensors.items()}
         found = []
-        for layer in weight_layers_of(self.modules.items(), self.heads):
+        for layer in layers:
             registered = {part: names[id(t)] for part, t in layer.parts.items() if id(t) in names}
             found.append(replace(layer, tensor_names={**layer.tensor_names, **registered}))
         return tuple(found)
@@ -228,9 +238,9 @@ def select_layers(
             yield layer
 
 
-def check_patterns(argument: str, patterns: Sequence[str], networks: Sequence[Network]) -> None:
-    """Raise ValueError for a pattern that matches no layer of any network."""
-    names = [layer.name for network in networks for layer in network.layers]
+def check_patterns(argument: str, patterns: Sequence[str], layers: Iterable[WeightLayer]) -> None:
+    """Raise ValueError for a pattern that matches no layer."""
+    names = [layer.name for layer in layers]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(

@@ -25,7 +25,7 @@ from fire_rl.interventions.base import (
     weight_updates,
 )
 from fire_rl.interventions.options import LayerOptions
-from fire_rl.layers import WeightLayer, check_assignable
+from fire_rl.layers import LayerKind, WeightLayer, check_assignable
 from fire_rl.orthogonal import NullDirections, newton_schulz, polar_factor
 from fire_rl.projections import QUERY_KEY_NAMES, BlockRule, as_split, blocks_by_name
 
@@ -74,6 +74,9 @@ class FIRE(LayerOptions):
         only: ``"query_key"``: nothing but the query and key projections of attention, by their
             customary names (``to_q``, ``to_k``, ``q_proj``, ``query``, ...), and those blocks of
             fused ones.
+        recurrent: Weights of LSTMs, GRUs and RNNs: ``"keep"``, or ``"project"`` each of their gates
+            as a matrix of its own, at its own scale. The layers are called as torch calls the
+            weights, such as ``lstm_actor.weight_hh_l0``; ``split`` can keep single gates.
         tied: A linear layer that shares its weight with an embedding: ``"project"`` both, or
             ``"keep"`` both.
         target: See :class:`~fire_rl.interventions.base.Aftermath`; so are the next four.
@@ -104,6 +107,7 @@ class FIRE(LayerOptions):
     split: Literal["by_name"] | Mapping[str, Any] = field(default_factory=dict)
     only: Literal["query_key"] | None = None
     tied: Literal["project", "keep"] = "project"
+    recurrent: Literal["keep", "project"] = "keep"
 
     name: ClassVar[str] = "fire"
     # FIRE's authors intervene once, at the midpoint (FIRE repository, `rl/`).
@@ -127,6 +131,7 @@ class FIRE(LayerOptions):
         check_choice("norm_layers", self.norm_layers, ("keep", "reset"))
         check_choice("log_std", self.log_std, ("keep", "reset"))
         check_choice("tied", self.tied, ("project", "keep"))
+        check_choice("recurrent", self.recurrent, ("keep", "project"))
         if self.only is not None:
             check_choice("only", self.only, ("query_key",))
         self._set(
@@ -193,7 +198,8 @@ class FIRE(LayerOptions):
         """Raise ValueError if a name matches no layer, or a layer cannot be split or written."""
         super().check(networks)
         if isinstance(self.split, Mapping):
-            check_patterns("split", list(self.split), networks)
+            layers = [layer for network in networks for layer in self.candidates(network)]
+            check_patterns("split", list(self.split), layers)
         chosen = [layer for network in networks for layer in self._chosen(network)]
         if self.only is not None and not chosen:
             raise ValueError(
@@ -240,7 +246,13 @@ class FIRE(LayerOptions):
     def _rule(self, layer: WeightLayer) -> LayerRule:
         if layer.is_head:
             return self.head
-        return self.conv if layer.kind == "conv" else self.hidden
+        rules: dict[LayerKind, LayerRule] = {"conv": self.conv, "recurrent": self.recurrent}
+        return rules.get(layer.kind, self.hidden)
+
+    def candidates(self, network: Network) -> tuple[WeightLayer, ...]:
+        """Return the layers that the patterns choose from."""
+        recurrent = () if self.recurrent == "keep" else network.recurrent_layers
+        return (*network.layers, *recurrent)
 
     def _chosen(self, network: Network) -> Iterator[WeightLayer]:
         """Yield the layers that the options are about and do not keep."""
@@ -249,7 +261,7 @@ class FIRE(LayerOptions):
             for module in network.modules.values()
             if isinstance(module, nn.Embedding)
         }
-        for layer in select_layers(network.layers, self.include, self.exclude):
+        for layer in select_layers(self.candidates(network), self.include, self.exclude):
             tied = id(layer.module._parameters.get(layer.weight_attribute)) in embeddings
             if self._rule(layer) == "keep" or (tied and self.tied == "keep"):
                 continue

@@ -87,11 +87,16 @@ class LayerOptions(Options):
 
     def check(self, networks: Sequence[Network]) -> None:
         """Raise ValueError if a name pattern matches no layer."""
-        check_patterns("include", self.include, networks)
-        check_patterns("exclude", self.exclude, networks)
+        layers = [layer for network in networks for layer in self.candidates(network)]
+        check_patterns("include", self.include, layers)
+        check_patterns("exclude", self.exclude, layers)
+
+    def candidates(self, network: Network) -> tuple[WeightLayer, ...]:
+        """Return the layers that the patterns choose from."""
+        return network.layers
 
     def selected(self, network: Network) -> Iterator[WeightLayer]:
         """Yield the layers that the patterns let through and that the user has not frozen."""
-        for layer in select_layers(network.layers, self.include, self.exclude):
+        for layer in select_layers(self.candidates(network), self.include, self.exclude):
             if not layer.frozen:
                 yield layer

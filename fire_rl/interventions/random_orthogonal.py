@@ -11,7 +11,7 @@ import torch
 from fire_rl._validation import as_number, check_choice, check_positive
 from fire_rl.interventions.base import Context, Network, Update, weight_updates
 from fire_rl.interventions.options import LayerOptions
-from fire_rl.layers import WeightLayer, check_assignable
+from fire_rl.layers import LayerKind, WeightLayer, check_assignable
 from fire_rl.orthogonal import polar_factor
 
 Rule = Literal["draw", "reset", "keep"]
@@ -35,6 +35,8 @@ class RandomOrthogonal(LayerOptions):
         include: See :class:`~fire_rl.interventions.options.LayerOptions`; so are the next two.
         exclude: Names or shell patterns of layers to leave alone.
         source: ``"fresh"`` or ``"initial"``.
+        recurrent: Weights of LSTMs, GRUs and RNNs: ``"keep"``, or ``"draw"`` an isometry for each
+            of their gates.
         networks: See :class:`~fire_rl.interventions.options.Options`; so are the next five.
         target: ``"copy"``, ``"keep"`` or ``"same"``.
         optimizer_state: ``"changed"``, ``"all"`` or ``"keep"``.
@@ -50,6 +52,7 @@ class RandomOrthogonal(LayerOptions):
     hidden: Rule = "draw"
     conv: Rule = "draw"
     head: Rule = "draw"
+    recurrent: Literal["keep", "draw"] = "keep"
 
     name: ClassVar[str] = "random_orthogonal"
 
@@ -62,6 +65,7 @@ class RandomOrthogonal(LayerOptions):
             self._set(scale=check_positive("scale", self.scale))
         for rule in ("hidden", "conv", "head"):
             check_choice(rule, getattr(self, rule), ("draw", "reset", "keep"))
+        check_choice("recurrent", self.recurrent, ("keep", "draw"))
 
     def check(self, networks: Sequence[Network]) -> None:
         """Raise ValueError if a name pattern matches no layer, or a layer cannot be written."""
@@ -88,7 +92,15 @@ class RandomOrthogonal(LayerOptions):
         return updates
 
     def _rule(self, layer: WeightLayer) -> Rule:
-        return self.head if layer.is_head else self.conv if layer.kind == "conv" else self.hidden
+        if layer.is_head:
+            return self.head
+        rules: dict[LayerKind, Rule] = {"conv": self.conv, "recurrent": self.recurrent}
+        return rules.get(layer.kind, self.hidden)
+
+    def candidates(self, network: Network) -> tuple[WeightLayer, ...]:
+        """Return the layers that the patterns choose from."""
+        recurrent = () if self.recurrent == "keep" else network.recurrent_layers
+        return (*network.layers, *recurrent)
 
     def _draw(self, layer: WeightLayer, generator: torch.Generator) -> Update:
         old = layer.matrices()

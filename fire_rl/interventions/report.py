@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fire_rl.interventions.base import Network, Update
-from fire_rl.layers import OTHER_WEIGHTS
+from fire_rl.layers import OTHER_WEIGHTS, WeightLayer
 from fire_rl.orthogonal import (
     deviation_from_isometry,
     singular_values,
@@ -33,7 +33,7 @@ class LayerChange:
 
     Attributes:
         name: Dotted name of the layer.
-        kind: ``"linear"`` or ``"conv"``.
+        kind: ``"linear"``, ``"conv"`` or ``"recurrent"``.
         shape: Shape of the weight.
         action: What was done; ``"keep"`` if nothing.
         sfe: Squared Frobenius error ``‖new - old‖_F²``, summed over the layer's matrices.
@@ -45,6 +45,7 @@ class LayerChange:
         units: Number of units that were recycled.
         frozen: Whether the weight was left alone because the user has frozen it.
         blocks: Where the weight was split into blocks of rows: what was done to each.
+        gates: Names of these blocks, if they are the gates of a recurrent weight.
         spectrum_before: Singular values of ``W / s`` over all of the layer's matrices, the largest
             first; of more than 17 the evenly spaced ones, with the largest and the smallest. Empty
             where nothing was done, or where they are no numbers.
@@ -64,6 +65,7 @@ class LayerChange:
     units: int = 0
     frozen: bool = False
     blocks: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
     spectrum_before: tuple[float, ...] = ()
     spectrum_after: tuple[float, ...] = ()
 
@@ -88,7 +90,7 @@ class Changes:
 def describe_changes(network: Network, updates: Mapping[str, Update]) -> Changes:
     """Compare a network with the updates planned for it, before they are written."""
     layers = []
-    for layer in network.layers:
+    for layer in _layers_of(network, updates):
         update = next((updates[name] for name in layer.weight_names if name in updates), None)
         if update is not None and update.blocks:
             layer = replace(layer, blocks=len(update.blocks))
@@ -128,13 +130,21 @@ def describe_changes(network: Network, updates: Mapping[str, Update]) -> Changes
                 units=0 if update is None else update.units,
                 frozen=update is None and layer.frozen,
                 blocks=() if update is None else update.blocks,
+                gates=layer.block_names if layer.blocks == len(layer.block_names) else (),
                 spectrum_before=spectrum_before,
                 spectrum_after=spectrum_after,
             )
         )
-    weights = {name for layer in network.layers for name in layer.weight_names}
+    weights = {name for layer in _layers_of(network, updates) for name in layer.weight_names}
     others = {name: update.action for name, update in updates.items() if name not in weights}
     return Changes(tuple(layers), others, _kept(network, updates))
+
+
+def _layers_of(network: Network, updates: Mapping[str, Update]) -> list[WeightLayer]:
+    """Return the layers of a report: of the recurrent weights those that become isometries."""
+    isometric = {name for name, update in updates.items() if update.scale is not None}
+    found = [layer for layer in network.recurrent_layers if isometric & {*layer.weight_names}]
+    return [*network.layers, *found]
 
 
 def _spectrum(matrices: Tensor) -> tuple[float, ...]:
@@ -156,7 +166,8 @@ def _kept(network: Network, updates: Mapping[str, Update]) -> dict[str, str]:
             reason = "embedding" if hasattr(module, "num_embeddings") else type(module).__name__
             own = (names.get(id(p)) for p in module.parameters(recurse=False) if p.ndim > 1)
             kept |= {name: reason for name in own if name}
-    frozen = [n for layer in network.layers if layer.frozen for n in layer.weight_names]
+    layers = (*network.layers, *network.recurrent_layers)
+    frozen = [n for layer in layers if layer.frozen for n in layer.weight_names]
     kept |= dict.fromkeys(frozen, "frozen")
     return {name: reason for name, reason in kept.items() if name not in updates}
 
