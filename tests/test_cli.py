@@ -174,6 +174,9 @@ def test_sb3_contrib(algo, tmp_path):
     assert run("inspect", path) == 0
     assert run("apply", path, "--out", out) == 0
     check_equals_live_surgery(model, path, out, FIRE())
+    if algo == "ppo_lstm":
+        assert run("apply", path, "--out", out, "--recurrent", "project", "--force") == 0
+        check_equals_live_surgery(model, path, out, FIRE(recurrent="project"))
 
 
 def custom_model(folder):

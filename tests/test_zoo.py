@@ -25,6 +25,10 @@ RUNS = {
     "a2c": ("CartPole-v1", COMMON | {"n_envs": 4, "n_steps": 8, "frame_stack": 2}),
     "dqn": ("CartPole-v1", OFF_POLICY | {"train_freq": 4, "learning_rate": "lin_1e-3"}),
     "sac": ("Pendulum-v1", OFF_POLICY | {"train_freq": 8, "normalize": "{'norm_reward': False}"}),
+    "ppo_lstm": (
+        "CartPole-v1",
+        ON_POLICY | {"policy": "MlpLstmPolicy", "policy_kwargs": "dict(lstm_hidden_size=8)"},
+    ),
     "tqc": ("Pendulum-v1", OFF_POLICY | {"train_freq": [1, "episode"], "gradient_steps": 8}),
 }
 
@@ -59,12 +63,16 @@ def agent(folder, algo, run=1):
     "algo", ["ppo", *(pytest.param(a, marks=pytest.mark.full) for a in RUNS if a != "ppo")]
 )
 def test_the_zoo_trains_with_fire_and_metrics(algo, tmp_path):
-    run = zoo(tmp_path, algo, "--save-freq", "512")
+    recurrent = algo == "ppo_lstm"
+    callback = BOTH.replace("256}", "256, recurrent: project}", 1) if recurrent else BOTH
+    run = zoo(tmp_path, algo, "--save-freq", "512", callback=callback)
     assert run.returncode == 0, run.stderr
     tags, entries = logs(tmp_path, algo)
     reports = [entry for entry in entries if "planned_step" in entry]
     events = [report["num_timesteps"] for report in reports]
     assert [report["planned_step"] for report in reports] == [256, 512, 768]
+    kinds = {layer["kind"] for layer in reports[0]["networks"]["actor"]["layers"]}
+    assert kinds == ({"linear", "recurrent"} if recurrent else {"linear"})
     assert all(0 <= r["num_timesteps"] - r["planned_step"] < 256 for r in reports)
     assert tags["intervention/critic/dfi_after"] == events
     assert tags["plasticity/critic/dfi"][:3] == events  # measured at the same rollout starts
