@@ -14,7 +14,7 @@ RINGS = [
     {"_validation", "_steps", "_random", "orthogonal", "layers", "projections"},
     {
         "interventions", "schedules", "threshold", "metrics", "optimizer_state", "functional",
-        "reports", "episodes",
+        "reports", "episodes", "statistics",
         "plain", "object_state", "connections",
         "skeleton", "model_files", "inspection", "cli_options",
     },
