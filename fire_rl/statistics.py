@@ -205,7 +205,7 @@ def _resample(arm: Array, reps: int, generator: np.random.Generator) -> Array:
     for task in range(tasks):
         known = np.flatnonzero(present[:, task])
         if len(known):
-            chosen = known[generator.integers(len(known), size=(reps, len(known)))]
+            chosen = np.take(known, generator.integers(len(known), size=(reps, len(known))))
             values = arm[..., chosen, task]  # (..., reps, runs)
             drawn[..., : len(known), task] = np.moveaxis(values, -2, 0)
     return drawn
