@@ -42,15 +42,12 @@ def scores_table(experiment: Experiment, kind: str) -> Table:
     """Return the arms' scores, and how they compare with the control's."""
     human, control = experiment.human, experiment.control
     scores = {arm: measures.scores_by_game(experiment, arm, kind, human) for arm in experiment.arms}
-    floor, target = experiment.floor, experiment.target
+    target = experiment.target
     gap = None
     if human:
-        gap = partial(optimality_gap, target=1.0)
+        gap = optimality_gap  # of 1, a human
     elif target is not None:
-        # The gap of normalised scores, in one: (target - x) / (target - floor).
-        def gap(given: Any) -> Any:
-            return optimality_gap(given, target) / (target - floor)
-
+        gap = partial(_normalised_gap, floor=experiment.floor, target=target)
     unit = "human-normalised" if human else "return"
     columns = ["arm", "runs", f"{unit}, IQM", f"{unit}, mean"]
     columns += [f"P(better than {control})", "optimality gap"]
@@ -82,6 +79,11 @@ def scores_table(experiment: Experiment, kind: str) -> Table:
             f"{experiment.about_target}."
         )
     return Table("scores", "Scores", " ".join([*about, _INTERVAL]), tuple(columns), tuple(rows))
+
+
+def _normalised_gap(scores: Any, floor: float, target: float) -> Any:
+    """Return the optimality gap of scores of which 0 is the floor and 1 the target."""
+    return optimality_gap(scores, target) / (target - floor)
 
 
 def _games_table(experiment: Experiment, kind: str) -> Table:
@@ -129,7 +131,8 @@ def _continual_table(experiment: Experiment) -> Table:
     about = (
         f"Return by phase of a task, mean over the {len(experiment.tasks)} tasks, interquartile "
         "mean over runs. Just after the switch: the first eighth of each task but the first one; "
-        f"at its end: the last quarter. Evaluated: by episodes of their own (continual.csv). {_INTERVAL}"
+        "at its end: the last quarter. Evaluated: by episodes of their own (continual.csv). "
+        f"{_INTERVAL}"
     )
     columns = ("arm", *TASK_COLUMNS.values())
     return Table("continual", "Changing tasks", about, columns, tuple(rows))

@@ -9,7 +9,17 @@ import numpy as np
 
 from fire_rl.reports import measures
 from fire_rl.reports.contents import TASK_COLUMNS, task_estimates
-from fire_rl.reports.drawing import GREY, Picture, Style, draw, groups, shorten, styles, thousands
+from fire_rl.reports.drawing import (
+    GREY,
+    Picture,
+    Style,
+    draw,
+    groups,
+    log_scale,
+    shorten,
+    styles,
+    thousands,
+)
 from fire_rl.reports.experiment import Experiment
 from fire_rl.reports.measures import METRICS, Curve, Estimate
 from fire_rl.reports.tables import Table
@@ -158,7 +168,7 @@ def limit(axis: Any, curves: Sequence[Curve], may_be_log: bool) -> None:
     low, high = float(values.min()), float(values.max())
     positive = values[values > 0]
     if may_be_log and len(positive) == len(values) and high > 1000 * low:
-        axis.set_yscale("log")
+        log_scale(axis)
         axis.set_ylim(low / 1.6, high * 1.6)
     else:
         pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
@@ -302,6 +312,8 @@ def _bars(
     )  # fmt: skip
     kept = kept & errors.any(axis=0)  # no interval, no bar of it
     if kept.any():
-        axis.errorbar(
-            x[kept], heights[kept], errors[:, kept], fmt="none", ecolor="#555555", elinewidth=0.8
-        )
+        for colour, thickness in (("white", 2.4), ("#444444", 1.0)):  # to be seen on any bar
+            axis.errorbar(
+                x[kept], heights[kept], errors[:, kept], fmt="none", ecolor=colour,
+                elinewidth=thickness,
+            )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,10 +15,11 @@ CONTROL_COLOUR = "#000000"
 GREY = "#767676"
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # Rivals that one axis holds beside the control.
 _TOGETHER = 4
 
-_STYLE = {
+_STYLE: Any = {
     "axes.edgecolor": "#555555",
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -129,6 +131,7 @@ def draw(
         paint(figure)
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
+        figure.set_layout_engine("none")  # keeps what was laid out, and need not do it again
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     return Picture(name, title, caption, png.getvalue(), svg.getvalue(), round(size[0] * 100))
 
@@ -139,6 +142,24 @@ def thousands(axis: Any) -> None:
 
     axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(EngFormatter(sep=""))
+
+
+def log_scale(axis: Any, which: str = "y") -> None:
+    """Make an axis logarithmic, its labels powers of ten in plain characters."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set(**{f"{which}scale": "log"})
+    one = axis.yaxis if which == "y" else axis.xaxis
+    one.set_major_locator(LogLocator(numticks=7))
+    one.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+    one.set_minor_formatter(NullFormatter())
+
+
+def _power(value: float) -> str:
+    exponent = round(math.log10(value)) if value > 0 else 0
+    if -3 < exponent < 4:
+        return f"{value:g}"
+    return "10" + str(exponent).translate(_SUPERSCRIPTS)
 
 
 def shorten(text: str, limit: int) -> str:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fire_rl.episodes import FILE as EPISODES
 from fire_rl.reports import naming, sources
 from fire_rl.reports.sources import Series
 
 # The return of a run, best first: every episode, or what SB3 logs of them.
-RETURNS = (sources.EPISODES, "monitor.csv", "rollout/ep_rew_mean", "eval/mean_reward")
+RETURNS = (EPISODES, "monitor.csv", "rollout/ep_rew_mean", "eval/mean_reward")
 _SKIPPED = {"checkpoints", "videos", "__pycache__"}
 
 
@@ -112,7 +113,7 @@ def _no_run(path: Path, trunks: Sequence[Path]) -> str:
     there = sorted(child.name for child in path.iterdir())[:5]
     return (
         f"{path} holds no run, nor does any folder in it. A run folder has TensorBoard events "
-        f"({sources.EVENTS}), {sources.PROGRESS}, {sources.EPISODES} or monitor.csv; there is "
+        f"({sources.EVENTS}), {sources.PROGRESS}, {EPISODES} or monitor.csv; there is "
         f"{', '.join(there) + (', ...' if len(there) == 5 else '') if there else 'nothing'}."
     )
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fire_rl.reports.drawing import COLOURS, GREY, Picture, Style, draw, shorten, styles
+from fire_rl.reports.drawing import COLOURS, GREY, Picture, Style, draw, log_scale, shorten, styles
 from fire_rl.reports.experiment import Experiment
 from fire_rl.reports.measures import LayerEvent, layer_events, median
 
 _PANELS = 24  # layers in a picture
 _FAINT = 40  # events of a layer that are drawn one by one
 _TINY = 1e-16  # below it a float64 is rounding
+_KEPT = 1e-5  # a relative error that is as good as none
 _BEFORE, _AFTER = COLOURS[0], COLOURS[1]
 
 Layers = Mapping[tuple[str, str], Sequence[LayerEvent]]
@@ -24,14 +26,16 @@ def draw_surgery(experiment: Experiment) -> list[Picture]:
     look = styles(experiment.arms, experiment.control)
     by_arm = {arm: layer_events(experiment.of(arm)) for arm in experiment.arms}
     found = [_trade_off(by_arm, look)] if any(by_arm.values()) else []
-    for number, (arm, layers) in enumerate(by_arm.items(), start=1):
+    for arm, layers in by_arm.items():
         kept = {
             key: [e for e in events if e.spectrum_before and e.spectrum_after]
             for key, events in layers.items()
         }
         kept = {key: events for key, events in kept.items() if events}
         if kept:
-            found.append(_spectra(f"spectrum_{number}", arm, kept))
+            found.append(
+                _spectra(f"spectrum_{len(found)}_{re.sub('[^a-zA-Z0-9]+', '-', arm)}", arm, kept)
+            )
     return found
 
 
@@ -47,7 +51,7 @@ def _spectra(name: str, arm: str, layers: Layers) -> Picture:
                 marker = "o" if len(middle) == 1 else None
                 _spectrum(axis, middle, color=colour, lw=2, ls=line, label=label, marker=marker)
         axis.axhline(1, color=GREY, lw=0.8, ls=":")
-        axis.set_yscale("log")
+        log_scale(axis)
         axis.set_xlim(-0.04, 1.04)
         axis.set_xticks([0, 1], ["largest", "smallest"])
         for text, side in zip(axis.get_xticklabels(), ("left", "right"), strict=True):
@@ -59,7 +63,7 @@ def _spectra(name: str, arm: str, layers: Layers) -> Picture:
         f"dotted line the layer is an isometry. {_left_out(layers)}"
     )
     title = f"Singular values before and after: {arm}"
-    return _panels(name, title, caption, list(layers), panel, "singular value", "", (0.0, 0.0))
+    return _panels(name, title, caption, list(layers), panel, "singular value")
 
 
 def _spectrum(axis: Any, values: Sequence[float], **kwargs: Any) -> None:
@@ -73,12 +77,11 @@ def _trade_off(by_arm: Mapping[str, Layers], look: Mapping[str, Style]) -> Pictu
     """Draw for each layer what each arm moved (SFE) and what it brought (DfI)."""
     keys = list(dict.fromkeys(key for layers in by_arm.values() for key in layers))
     arms = [arm for arm, layers in by_arm.items() if layers]
-    shown = [
-        max(value, _TINY)
-        for layers in by_arm.values() for events in layers.values() for event in events
-        for value in (event.dfi_before, event.dfi_after) if np.isfinite(value)
-    ]  # fmt: skip
-    limits = (min(shown) / 3, max(shown) * 3) if shown else (0.0, 0.0)
+    events = [event for layers in by_arm.values() for own in layers.values() for event in own]
+    ylimits = _around(
+        [value for event in events for value in (event.dfi_before, event.dfi_after)], _TINY
+    )
+    xlimits = _around([event.relative_sfe for event in events], _KEPT)
 
     def panel(axis: Any, key: tuple[str, str]) -> None:
         for arm in arms:
@@ -88,11 +91,11 @@ def _trade_off(by_arm: Mapping[str, Layers], look: Mapping[str, Style]) -> Pictu
             style = look[arm]
             few = events[:: 1 + len(events) // _FAINT]
             axis.plot(
-                [event.relative_sfe for event in few],
+                [max(event.relative_sfe, _KEPT) for event in few],
                 [max(event.dfi_after, _TINY) for event in few],
                 style.marker, color=style.colour, ms=3, alpha=0.3, mew=0,
             )  # fmt: skip
-            x = median([event.relative_sfe for event in events])
+            x = max(median([event.relative_sfe for event in events]), _KEPT)
             before, after = (
                 max(median([getattr(event, name) for event in events]), _TINY)
                 for name in ("dfi_before", "dfi_after")
@@ -100,20 +103,27 @@ def _trade_off(by_arm: Mapping[str, Layers], look: Mapping[str, Style]) -> Pictu
             axis.plot([x, x], [before, after], color=style.colour, lw=0.8, ls=style.line)
             axis.plot(x, before, style.marker, mfc="white", mec=style.colour, ms=6, mew=1.2)
             axis.plot(x, after, style.marker, color=style.colour, ms=7, mec="white", mew=0.5)
-        axis.set_yscale("log")
-        axis.margins(x=0.12)
+        log_scale(axis)
+        log_scale(axis, "x")
+        axis.set(xlim=xlimits, ylim=ylimits)
 
     caption = (
         "Large filled marks: medians over all events of all runs; small ones: single events; "
         "hollow marks: the same layer before. Left is better kept (small squared Frobenius error "
-        "relative to the squared norm before), low is nearer to isometry (deviation from isometry per "
-        f"singular value of the weight over FIRE's scale). {_left_out(dict.fromkeys(keys, ()))}"
+        "relative to the squared norm before), low is nearer to isometry (deviation from isometry "
+        f"per singular value of the weight over FIRE's scale). {_left_out(dict.fromkeys(keys, ()))}"
     )
     handles = [(shorten(arm, 26), look[arm]) for arm in arms]
     return _panels(
         "sfe_dfi", "What surgery moved and what it brought", caption, keys, panel,
-        "DfI per singular value", "relative SFE", limits, handles,
+        "DfI per singular value", "relative SFE", handles,
     )  # fmt: skip
+
+
+def _around(values: Sequence[float], least: float) -> tuple[float, float]:
+    """Return limits of a log axis; what is smaller than ``least`` is drawn there."""
+    known = [max(value, least) for value in values if np.isfinite(value)]
+    return (min(known) / 2.5, max(known) * 2.5) if known else (least, 1.0)
 
 
 def _left_out(layers: Mapping[Any, Any]) -> str:
@@ -128,8 +138,7 @@ def _panels(
     keys: Sequence[tuple[str, str]],
     panel: Callable[[Any, tuple[str, str]], None],
     ylabel: str,
-    xlabel: str,
-    limits: tuple[float, float],
+    xlabel: str = "",
     handles: Sequence[tuple[str, Style]] = (),
 ) -> Picture:
     """Draw a panel for each layer."""
@@ -144,8 +153,6 @@ def _panels(
         for axis, key in zip(axes, keys, strict=False):
             panel(axis, key)
             axis.set_title(f"{key[0]}\n{shorten(key[1], 30)}", fontsize=8)
-            if limits[1] > limits[0]:
-                axis.set_ylim(*limits)
         for axis in axes[len(keys) :]:
             axis.set_visible(False)
         figure.supylabel(ylabel)
