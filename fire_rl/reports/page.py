@@ -47,6 +47,8 @@ th, td { padding: 0.3rem 0.7rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 thead th { vertical-align: bottom; white-space: normal; min-width: 5rem; background: var(--soft); }
 tbody th { font-weight: 600; }
+thead th:first-child, tbody th { position: sticky; left: 0; background: var(--soft); }
+tbody th { background: var(--page); }
 td.text, th.text { text-align: left; }
 td.text { white-space: normal; min-width: 6rem; max-width: 34rem; }
 figure { margin: 1.2rem 0; }
@@ -55,11 +57,12 @@ figure img { display: block; max-width: 100%; height: auto; background: #ffffff;
 figcaption { max-width: 48rem; margin-top: 0.4rem; }
 summary { cursor: pointer; color: var(--accent); margin: 0.6rem 0; }
 @media (max-width: 40rem) { body { font-size: 15px; } table { font-size: 0.8rem; }
-  th, td { padding: 0.25rem 0.45rem; } }
+  th, td { padding: 0.25rem 0.45rem; } tbody th { max-width: 9rem; white-space: normal; }
+  figure img { max-width: none; min-width: 36rem; width: 36rem; } }
 @media print { :root { --text: #000; --muted: #333; --line: #bbb; --page: #fff; --soft: #fff; }
   body { max-width: none; font-size: 10pt; padding: 0; } nav { display: none; }
   .scroll { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: 1.5pt 4pt; }
-  td.text { min-width: 0; } thead th { min-width: 0; }
+  th, td, td.text { min-width: 0; white-space: normal; }
   figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 
@@ -131,8 +134,7 @@ def _table(table: Table, heading: str) -> str:
 
 def _figure(picture: Picture) -> str:
     data = base64.b64encode(picture.svg).decode("ascii")
-    return (
-        f'<figure><img alt="{html.escape(picture.title)}" width="{picture.width}" '
-        f'src="data:image/svg+xml;base64,{data}"><figcaption>{html.escape(picture.title)}. '
-        f"{html.escape(picture.caption)}</figcaption></figure>"
-    )
+    title = html.escape(picture.title)
+    image = f'<img alt="{title}" width="{picture.width}" src="data:image/svg+xml;base64,{data}">'
+    caption = f"<figcaption>{title}. {html.escape(picture.caption)}</figcaption>"
+    return f'<figure><div class="scroll">{image}</div>{caption}</figure>'
