@@ -1,4 +1,4 @@
-"""The console command ``fire-rl``: look at the weights in a file, apply FIRE to them."""
+"""The console command ``fire-rl``: reports of runs, and FIRE on the weights in a file."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from fire_rl.model_files import (
     write_model_file,
 )
 from fire_rl.networks import network_groups
+from fire_rl.reports.command import add_report, run_report
 from fire_rl.skeleton import build_skeleton, identity
 from fire_rl.stand_in import make_stand_in
 
@@ -67,13 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fire-rl",
-        description="Look at the weights of saved agents, and make them trainable again.",
+        description="Compare runs; look at the weights of saved agents, make them trainable again.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"fire-rl {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (_add_inspect, _add_apply):
         add(commands)
+    add_report(commands, lambda arguments: print(_printable(run_report(arguments))))
     return parser
 
 

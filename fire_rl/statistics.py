@@ -200,12 +200,13 @@ def _matrix(scores: Scores) -> Array:
 def _resample(arm: Array, reps: int, generator: np.random.Generator) -> Array:
     """Draw the runs of each task anew: ``(reps, ..., runs, tasks)``."""
     *_, runs, tasks = arm.shape
-    present = np.isfinite(arm).reshape(-1, runs, tasks).any(axis=0)
+    known_at = np.isfinite(arm).reshape(-1, runs, tasks)
+    present = np.asarray(known_at.any(axis=0))
     drawn = np.full((reps, *arm.shape), np.nan)
     for task in range(tasks):
         known = np.flatnonzero(present[:, task])
         if len(known):
-            chosen = known[generator.integers(len(known), size=(reps, len(known)))]
+            chosen = np.take(known, generator.integers(len(known), size=(reps, len(known))))
             values = arm[..., chosen, task]  # (..., reps, runs)
             drawn[..., : len(known), task] = np.moveaxis(values, -2, 0)
     return drawn

@@ -6,6 +6,33 @@ import pytest
 
 import train
 
+RUN = (
+    "--algo", "ppo", "--env", "CartPole-v1", "-n", 768, "--device", "cpu", "--set",
+    "n_envs=2", "agent.n_steps=32", "agent.batch_size=32", "agent.n_epochs=2",
+    "agent.policy_kwargs.net_arch=[8]", "agent.policy_kwargs.activation_fn=relu",
+    "tasks={change: permutation, every: 256, evaluate_earlier: 1, evaluate_episodes: 1}",
+    "metrics.every=128", "metrics.probe_size=32", "eval=null", "checkpoint=null",
+)  # fmt: skip
+ARMS = {
+    "none": (),
+    "fire": ("intervention={name: fire}", "schedule={every: 256, stop: 0.99}"),
+    "reset": ("intervention={name: reset}", "schedule={every: 256, stop: 0.99}"),
+}
+
+
+@pytest.fixture(scope="session")
+def real_runs(tmp_path_factory):
+    """Six short runs of train.py, ``<arm>/s<seed>``; to be read only."""
+    root = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        for arm, options in ARMS.items():
+            for seed in (0, 1):
+                folder = root / arm / f"s{seed}"
+                command = ["train.py", *RUN, *options, f"seed={seed}", "--log-dir", folder]
+                patch.setattr(sys, "argv", list(map(str, command)))
+                assert train.main() == 0
+    return root
+
 
 @pytest.fixture
 def main(monkeypatch, capfd):

@@ -1,0 +1,10 @@
+"""Run folders → numbers, tables and pictures: ``fire-rl report``.
+
+:func:`recovery` and :func:`recovery_table` tell what an intervention cost and brought,
+:func:`write_report` writes the whole report; see ``docs/reports.md``.
+"""
+
+from fire_rl.reports.recoveries import BINS, Episodes, Recovery, recovery, recovery_table
+from fire_rl.reports.writing import write_report
+
+__all__ = ["BINS", "Episodes", "Recovery", "recovery", "recovery_table", "write_report"]

@@ -1,0 +1,313 @@
+"""From returns and metrics of comparable runs to scores, curves, tasks, recoveries and layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fire_rl.reports.experiment import Experiment
+from fire_rl.reports.recoveries import Recovery, recovery
+from fire_rl.reports.runs import Run
+from fire_rl.reports.sources import Series
+from fire_rl.reports.targets import atari_game, atari_scores
+from fire_rl.statistics import bootstrap_band, bootstrap_interval, iqm
+
+Array = NDArray[np.float64]
+
+BINS = 100
+# Divisible by 8 for the first eighth of a task, by 4 for its last quarter.
+TASK_BINS = 24
+METRICS = {
+    "dormant_ratio": "dormant ratio",
+    "effective_rank": "effective rank",
+    "dfi_per_sv": "DfI per singular value",
+    "weight_norm": "weight norm",
+    "feature_norm": "feature norm",
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic with its 95 % interval; the limits are NaN where there is none."""
+
+    value: float
+    low: float = np.nan
+    high: float = np.nan
+
+
+def estimate(statistic: Callable[..., Any], *scores: Any) -> Estimate:
+    """Return a statistic of :mod:`fire_rl.statistics` with its bootstrap interval."""
+    return Estimate(statistic(*scores), *bootstrap_interval(statistic, *scores))
+
+
+def bin_means(series: Series, edges: Array) -> Array:
+    """Return the mean of the values in each ``(edge, next edge]``, NaN where there is none."""
+    known = np.isfinite(series.values)
+    steps, values = series.steps[known], series.values[known]
+    place = np.searchsorted(edges, steps, side="left") - 1
+    inside = (place >= 0) & (place < len(edges) - 1)
+    count = np.bincount(place[inside], minlength=len(edges) - 1)
+    total = np.bincount(place[inside], values[inside], minlength=len(edges) - 1)
+    return total / np.where(count, count, np.nan)
+
+
+def filled(means: Array) -> Array:
+    """Interpolate over bins without a value; the ends go on level. All NaN if there is none."""
+    known = np.flatnonzero(np.isfinite(means))
+    return np.interp(np.arange(len(means)), known, means[known]) if len(known) else means
+
+
+def run_bins(run: Run, experiment: Experiment, source: str | None = None) -> Array:
+    """Return the mean return in each of the equal bins from which scores are made.
+
+    100 of them, or 24 per complete task.
+    """
+    series = run.returns[source or experiment.source]
+    tasks = experiment.tasks
+    if not len(tasks):
+        return filled(bin_means(series, np.linspace(experiment.start, experiment.end, BINS + 1)))
+    assert experiment.period is not None
+    borders = experiment.period * np.arange(tasks.start, tasks.stop + 1)
+    parts = [np.linspace(a, b, TASK_BINS + 1) for a, b in pairwise(borders)]
+    return np.concatenate([filled(bin_means(series, edges)) for edges in parts])
+
+
+def score(run: Run, experiment: Experiment, kind: str) -> float:
+    """Return a run's score: the ``mean`` of its bins, or of those in its last tenth (``final``)."""
+    bins = run_bins(run, experiment)
+    if kind == "final":
+        bins = bins[-max(1, round(len(bins) / 10)) :]
+    known = bins[np.isfinite(bins)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def human_normalised(value: Any, env: str | None) -> Any:
+    """Return an Atari score, or an array of them, with 0 for random play and 1 for a human."""
+    low, high = atari_scores()[str(atari_game(env))]
+    return (value - low) / (high - low)
+
+
+def scores_by_game(
+    experiment: Experiment, arm: str, kind: str, normalised: bool
+) -> dict[str, list[float]]:
+    """Return an arm's scores by game, human-normalised or raw; in the order of the seeds."""
+    found: dict[str, list[float]] = {game: [] for game in experiment.games or ["None"]}
+    for run in sorted(experiment.of(arm), key=lambda run: run.seed):
+        value = score(run, experiment, kind)
+        game = run.env if run.env in found else next(iter(found))
+        found[str(game)].append(human_normalised(value, run.env) if normalised else value)
+    return found
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The interquartile mean of an arm at some steps, and its pointwise 95 % interval."""
+
+    steps: Array
+    values: Array
+    low: Array
+    high: Array
+
+
+def return_curve(experiment: Experiment, arm: str, game: str | None = None) -> Curve:
+    """Return an arm's learning curve.
+
+    Args:
+        experiment: The runs.
+        arm: Which.
+        game: Only this game's runs, raw; by default all games', human-normalised if several.
+    """
+    runs = [run for run in experiment.of(arm) if game is None or run.env == game]
+    count = BINS
+    if experiment.period is not None and len(experiment.tasks):
+        count = min(8, max(2, 240 // len(experiment.tasks))) * round(
+            experiment.end / experiment.period
+        )
+    edges = np.linspace(0, experiment.end, count + 1)
+    normalise = game is None and len(experiment.games) > 1
+    curves: dict[str | None, list[Array]] = {}
+    for run in runs:
+        means = _inner(bin_means(run.returns[experiment.source], edges))
+        curves.setdefault(run.env, []).append(
+            human_normalised(means, run.env) if normalise else means
+        )
+    return _curve((edges[1:] + edges[:-1]) / 2, list(curves.values()))
+
+
+def metric_curve(experiment: Experiment, arm: str, tag: str) -> Curve | None:
+    """Return the curve of a logged scalar, None if no run has a number of it.
+
+    At the steps at which it was logged, where these are those of every seed; else in bins.
+    """
+    logged = [(run, run.scalars[tag].until(experiment.end)) for run in experiment.of(arm)
+              if tag in run.scalars]  # fmt: skip
+    logged = [(run, series) for run, series in logged if np.isfinite(series.values).any()]
+    if not logged:
+        return None
+    steps = logged[0][1].steps
+    curves: dict[str | None, list[Array]] = {}
+    shared = all(np.array_equal(series.steps, steps) for _, series in logged)
+    longest = max(len(series.steps) for _, series in logged)
+    edges = np.linspace(0, experiment.end, min(BINS, longest) + 1)
+    for run, series in logged:
+        values = series.values if shared else _inner(bin_means(series, edges))
+        curves.setdefault(run.env, []).append(values)
+    return _curve(steps if shared else (edges[1:] + edges[:-1]) / 2, list(curves.values()))
+
+
+def _inner(means: Array) -> Array:
+    """Interpolate between bins that have a value, and nowhere else."""
+    known = np.flatnonzero(np.isfinite(means))
+    if not len(known):
+        return means
+    return np.interp(np.arange(len(means)), known, means[known], left=np.nan, right=np.nan)
+
+
+def _curve(steps: Array, games: Sequence[Sequence[Array]]) -> Curve:
+    runs = max((len(curves) for curves in games), default=0)
+    matrix = np.full((len(steps), runs, len(games)), np.nan)
+    for task, curves in enumerate(games):
+        for run, values in enumerate(curves):
+            matrix[:, run, task] = values
+    return Curve(steps, iqm(matrix), *bootstrap_band(iqm, matrix))
+
+
+def roles_of(experiment: Experiment) -> list[str]:
+    """Return the networks whose plasticity was logged: ``actor``, ``critic``, ..."""
+    found = {
+        tag.split("/")[1]: None
+        for run in experiment.runs
+        for tag in run.scalars
+        if tag.startswith("plasticity/") and tag.count("/") == 2
+    }
+    return sorted(found)
+
+
+@dataclass(frozen=True)
+class TaskNumbers:
+    """What one run did in one task.
+
+    Attributes:
+        mean: Return over the task.
+        after: Return in its first eighth.
+        end: Return in its last quarter.
+        evaluated: Return of an evaluation at the end of the task; NaN without one.
+        earlier: Mean return of evaluations on earlier tasks then; NaN without.
+    """
+
+    mean: float
+    after: float
+    end: float
+    evaluated: float
+    earlier: float
+
+
+def task_numbers(run: Run, experiment: Experiment) -> dict[int, TaskNumbers]:
+    """Return a run's numbers by task."""
+    bins = run_bins(run, experiment).reshape(-1, TASK_BINS)
+    found = {}
+    for row, task in enumerate(experiment.tasks):
+        evaluated = [r for r in run.task_evaluations if r.get("trained_task") == task]
+        # A task that recurs is evaluated under its first number, the last of its lines.
+        own, earlier = [r["return"] for r in evaluated[-1:]], [r["return"] for r in evaluated[:-1]]
+        found[task] = TaskNumbers(
+            mean=float(bins[row].mean()),
+            after=float(bins[row, : TASK_BINS // 8].mean()),
+            end=float(bins[row, -TASK_BINS // 4 :].mean()),
+            evaluated=own[0] if own else float("nan"),
+            earlier=float(np.mean(earlier)) if earlier else float("nan"),
+        )
+    return found
+
+
+def event_steps(run: Run, experiment: Experiment) -> list[int]:
+    """Return the steps of a run's interventions; of a branch, the step where it branched off."""
+    if run.branch_step is not None:
+        return [run.branch_step]
+    steps = sorted({int(event["num_timesteps"]) for event in run.events})
+    return [step for step in steps if step < experiment.end]
+
+
+def recoveries(run: Run, experiment: Experiment) -> list[Recovery]:
+    """Return how a run went on after each event, up to the next one, beside its control.
+
+    A control without events is measured at those of another arm with its seed, for comparison.
+    """
+    steps = event_steps(run, experiment)
+    if not steps and run.arm == experiment.control:
+        others = [o for o in experiment.runs if (o.env, o.seed) == (run.env, run.seed)]
+        all_steps = {tuple(event_steps(o, experiment)) for o in others} - {()}
+        steps = list(all_steps.pop()) if len(all_steps) == 1 else []
+    control = experiment.control_of(run)
+    found = []
+    for step, end in pairwise([*steps, experiment.end]):
+        after = step - (end - step)
+        own = _episodes(run, experiment, after, end)
+        other = None if control is None else _episodes(control, experiment, after, end)
+        found.append(recovery(own, step, end, other))
+    return found
+
+
+def _episodes(
+    run: Run, experiment: Experiment, after: float, until: float
+) -> list[tuple[int, float]]:
+    series = run.returns[experiment.source]
+    kept = (series.steps > after) & (series.steps <= until) & np.isfinite(series.values)
+    return list(
+        zip(series.steps[kept].astype(int).tolist(), series.values[kept].tolist(), strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class LayerEvent:
+    """What one event did to one layer. Empty spectra were not recorded."""
+
+    role: str
+    layer: str
+    shape: tuple[int, ...]
+    relative_sfe: float
+    dfi_before: float
+    dfi_after: float
+    spectrum_before: tuple[float, ...]
+    spectrum_after: tuple[float, ...]
+
+
+def layer_events(runs: Sequence[Run]) -> dict[tuple[str, str], list[LayerEvent]]:
+    """Return by network and layer what all events of some runs did to it, if they did anything.
+
+    DfI is per singular value, the squared Frobenius error relative to the squared norm before.
+    """
+    found: dict[tuple[str, str], list[LayerEvent]] = {}
+    for run in runs:
+        for event in run.events:
+            for role, changes in event["networks"].items():
+                for layer in changes["layers"]:
+                    if layer.get("action") != "keep":
+                        one = _layer_event(role, layer)
+                        found.setdefault((role, one.layer), []).append(one)
+    return found
+
+
+def _layer_event(role: str, layer: Mapping[str, Any]) -> LayerEvent:
+    count, norm = layer["num_singular_values"] or np.nan, layer["norm_before"]
+    return LayerEvent(
+        role=role,
+        layer=str(layer["name"]),
+        shape=tuple(layer["shape"]),
+        relative_sfe=layer["sfe"] / norm**2 if norm else float("nan"),
+        dfi_before=layer["dfi_before"] / count,
+        dfi_after=layer["dfi_after"] / count,
+        spectrum_before=tuple(layer.get("spectrum_before", ())),
+        spectrum_after=tuple(layer.get("spectrum_after", ())),
+    )
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the median of what is known, NaN if nothing is."""
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.median(known)) if known else float("nan")

@@ -1,0 +1,224 @@
+"""Write a whole report: tables, pictures, one page, and all numbers as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fire_rl._validation import check_choice
+from fire_rl.reports import measures, naming
+from fire_rl.reports.contents import make_tables
+from fire_rl.reports.experiment import Experiment, make_experiment
+from fire_rl.reports.runs import find_runs, read_run
+from fire_rl.reports.tables import Table, sections
+
+FORMAT = "fire-rl report"
+_INDEX = "report.json"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        page: The HTML page.
+        experiment: The runs.
+        tables: All tables, the scores first.
+        files: All files, relative to the report's folder.
+    """
+
+    page: Path
+    experiment: Experiment
+    tables: tuple[Table, ...]
+    files: tuple[str, ...]
+
+
+def write_report(
+    runs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    control: str | None = None,
+    score: str = "mean",
+    target: float | None = None,
+    floor: float | None = None,
+    until: int | None = None,
+    arms: Sequence[str] = (),
+    envs: Sequence[str] = (),
+    title: str | None = None,
+) -> Report:
+    """Read run folders, compare their arms, write a report.
+
+    Args:
+        runs: Run folders, or folders that hold some at any depth.
+        out: Folder of the report: new, empty, or an earlier report, which is replaced.
+        control: The arm that the others are compared with; ``"none"`` if it is there.
+        score: Of a run: the ``"mean"`` over its steps, or ``"final"``, that of its last tenth.
+        target: The return that counts as solved.
+        floor: The return that counts as nothing; 0 by default.
+        until: Leave out what comes after this step.
+        arms: ``NAME=GLOB``: runs whose path ends so are this arm.
+        envs: ``NAME=GLOB``: runs whose path ends so are in this environment.
+        title: Of the page.
+
+    Raises:
+        FileNotFoundError: If a folder does not exist.
+        FileExistsError: If ``out`` holds something else than a report.
+        ImportError: If a package of the extra ``report`` is missing.
+        ValueError: If there is no run, or the runs cannot be compared.
+    """
+    from fire_rl.reports.curves import draw_curves, draw_games, draw_scores, draw_tasks
+    from fire_rl.reports.page import make_page
+    from fire_rl.reports.surgery_pictures import draw_surgery
+
+    check_choice("--score", score, ("mean", "final"))
+    folder = Path(out)
+    _check_free(folder)
+    experiment = _read(runs, arms, envs, control=control, target=target, floor=floor, until=until)
+    tables = make_tables(experiment, score)
+    scores = {
+        arm: measures.scores_by_game(experiment, arm, score, experiment.human).values()
+        for arm in experiment.arms
+    }
+    values = {arm: [v for runs in games for v in runs] for arm, games in scores.items()}
+    pictures = [draw_scores(experiment, tables[0], values), *draw_curves(experiment)]
+    pictures += [*draw_games(experiment), *draw_tasks(experiment), *draw_surgery(experiment)]
+    heading = title or f"{', '.join(experiment.games) or 'Runs'}: {_names(experiment.arms)}"
+    lead = _lead(experiment)
+    page = make_page(heading, lead, experiment.notes, tables, pictures)
+    text = "\n".join([f"# {heading}", "", lead, "", *(f"- {n}" for n in experiment.notes), ""])
+    files: dict[str, str | bytes] = {
+        "report.html": page,
+        "report.md": f"{text}\n{sections(tables)}",
+    }
+    for table in tables:
+        files[f"tables/{table.name}.md"] = table.to_markdown() + "\n"
+        files[f"tables/{table.name}.csv"] = table.to_csv()
+    for picture in pictures:
+        files[f"figures/{picture.name}.png"] = picture.png
+        files[f"figures/{picture.name}.svg"] = picture.svg
+    index = {
+        "format": FORMAT,
+        "title": heading,
+        "files": [*files, _INDEX],
+        **_numbers(experiment, tables, score),
+    }
+    files[_INDEX] = json.dumps(_without_nan(index), indent=1, allow_nan=False) + "\n"
+    _write(folder, files)
+    return Report(folder / "report.html", experiment, tuple(tables), tuple(files))
+
+
+def _read(
+    runs: Sequence[str | Path], arms: Sequence[str], envs: Sequence[str], **options: Any
+) -> Experiment:
+    arm_rules = [naming.parse_rule(text, "--arm") for text in arms]
+    env_rules = [naming.parse_rule(text, "--env") for text in envs]
+    paths = find_runs(runs)
+    naming.check_rules(paths, arm_rules, "--arm")
+    naming.check_rules(paths, env_rules, "--env")
+    return make_experiment([read_run(path, arm_rules, env_rules) for path in paths], **options)
+
+
+def _names(arms: Sequence[str]) -> str:
+    return ", ".join(arms) if len(arms) <= 6 else f"{len(arms)} arms"
+
+
+def _lead(experiment: Experiment) -> str:
+    arms, runs = len(experiment.arms), len(experiment.runs)
+    settings = sorted({run.setting for run in experiment.runs if run.env}) or ["not recorded"]
+    parts = [
+        f"{runs} run{'s' * (runs > 1)} of {arms} arm{'s' * (arms > 1)}, {experiment.end:,} steps "
+        "each.",
+        f"Environment: {'; '.join(settings)}.",
+        f"The return is taken from {experiment.source}.",
+    ]
+    if experiment.control is not None:
+        parts.append(f"The control is {experiment.control}.")
+    return " ".join(parts)
+
+
+def _numbers(experiment: Experiment, tables: Sequence[Table], kind: str) -> dict[str, Any]:
+    runs = [
+        {
+            "path": str(run.path),
+            "arm": run.arm,
+            "seed": run.seed,
+            "env": run.env,
+            "steps": run.steps,
+            "score": measures.score(run, experiment, kind),
+            "events": measures.event_steps(run, experiment),
+        }
+        for run in experiment.runs
+    ]
+    curves = {arm: {"return": measures.return_curve(experiment, arm)} for arm in experiment.arms}
+    for role in measures.roles_of(experiment):
+        for metric in measures.METRICS:
+            for arm in experiment.arms:
+                tag = f"plasticity/{role}/{metric}"
+                curve = measures.metric_curve(experiment, arm, tag)
+                if curve is not None:
+                    curves[arm][tag] = curve
+    return {
+        "returns_from": experiment.source,
+        "score": kind,
+        "control": experiment.control,
+        "start": experiment.start,
+        "end": experiment.end,
+        "target": experiment.target,
+        "floor": experiment.floor,
+        "about_target": experiment.about_target,
+        "notes": list(experiment.notes),
+        "runs": runs,
+        "tables": {table.name: table.to_dict() for table in tables},
+        "curves": {
+            arm: {tag: {k: v.tolist() for k, v in vars(c).items()} for tag, c in own.items()}
+            for arm, own in curves.items()
+        },
+    }
+
+
+def _check_free(folder: Path) -> None:
+    """Raise FileExistsError unless a folder is new, empty or an earlier report."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"`--out` must be a folder; {folder} is a file.")
+    if folder.exists() and any(folder.iterdir()) and _files_of(folder) is None:
+        raise FileExistsError(
+            f"The folder {folder} is not empty and holds no report of fire-rl; nothing is "
+            "overwritten. Choose another with --out."
+        )
+
+
+def _files_of(folder: Path) -> list[Path] | None:
+    """Return the files of the report in a folder, None if there is no report in it."""
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(index, Mapping) or index.get("format") != FORMAT:
+        return None
+    paths = [folder / name for name in index.get("files", ()) if isinstance(name, str)]
+    inside = folder.resolve()
+    return [path for path in paths if path.resolve().is_relative_to(inside) and path.is_file()]
+
+
+def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write the files; those of an earlier report are deleted first."""
+    for path in _files_of(folder) or ():
+        path.unlink()
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = content.encode("utf-8") if isinstance(content, str) else content
+        path.write_bytes(data)
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace by None what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
