@@ -6,7 +6,7 @@ BIN := .venv/bin
 # pytest-xdist workers; one torch thread each, so that two tests do not fight for two cores.
 WORKERS ?= auto
 
-.PHONY: help venv train test test-all lint clean
+.PHONY: help venv train test test-all lint compatibility clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test: lint  ## lint, types and the quick tests (minutes)
 
 test-all: lint  ## the same with the complete contract tables
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+
+compatibility: venv  ## run every row of docs/compatibility.md and write it anew
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --compatibility docs/compatibility.md
 
 clean:  ## remove the environment and caches, keep the runs
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
