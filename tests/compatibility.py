@@ -8,9 +8,10 @@ A test says which row it proves with a mark::
     def test_spaces(algo, space):
         '''What was checked is the first line of the docstring.'''
 
-Texts are filled in from the test's parameters; ``algorithm`` is ``"{algo}"`` unless given. A mark
-on a single ``pytest.param(...)`` goes before that of the function. ``pytest --compatibility PATH``
-runs these tests only and writes the page, with what came out of each.
+Texts are filled in from the test's parameters, or are functions of them; ``algorithm`` is
+``"{algo}"`` unless given. A mark on a single ``pytest.param(...)`` goes before that of the
+function. ``pytest --compatibility PATH`` runs these tests only and writes the page, with what came
+out of each.
 """
 
 import datetime
@@ -43,6 +44,7 @@ ALGORITHMS = {
     "crossq": "CrossQ", "maskable_ppo": "MaskablePPO", "qrdqn": "QR-DQN",
     "recurrent_ppo": "RecurrentPPO", "tqc": "TQC", "trpo": "TRPO", "ars": "ARS",
 }  # fmt: skip
+NAMES = {**ALGORITHMS, "her": "SAC"}
 POLICIES = {"mlp": "MlpPolicy", "cnn": "CnnPolicy", "dict": "MultiInputPolicy"}
 _DEFAULTS = {"algorithm": "{algo}", "policy": "MlpPolicy", "setting": ""}
 
@@ -56,8 +58,11 @@ def row_of(item):
     for mark in reversed(marks):  # the closest is the last
         row.update(mark.kwargs)
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    row = {key: str(text).format_map(parameters) for key, text in row.items()}
-    row["algorithm"] = ALGORITHMS.get(row["algorithm"], row["algorithm"])
+    row = {
+        key: text(parameters) if callable(text) else text.format_map(parameters)
+        for key, text in row.items()
+    }
+    row["algorithm"] = NAMES.get(row["algorithm"], row["algorithm"])
     row["policy"] = POLICIES.get(row["policy"], row["policy"])
     if "checked" not in row:
         row["checked"] = (item.function.__doc__ or "").strip().partition("\n")[0]
@@ -124,41 +129,56 @@ class _Writer:
 
 def page(rows):
     """The whole page, from rows with results."""
+    rows = sorted(rows, key=_order)
     lines = [*_head(rows), *_matrix(rows)]
     for section in SECTIONS:
-        mine = [row for row in rows if row["section"] == section]
-        if not mine:
-            continue
-        lines += [
-            "",
-            f"## {section}",
-            "",
-            f"| {' | '.join(COLUMNS)} |",
-            "|---" * len(COLUMNS) + "|",
-        ]
-        lines += [_line(row) for row in sorted(mine, key=_order)]
-    return "\n".join(lines) + "\n"
+        groups = {}
+        for row in (row for row in rows if row["section"] == section):
+            key = (row["policy"], row["setting"], row["checked"], row["test"].partition("[")[0])
+            groups.setdefault(key, []).append(row)
+        if groups:
+            lines += ["", f"## {section}", "", *_table(COLUMNS, map(_together, groups.values()))]
+    lines += ["", "## Every test", "", "<details>", ""]
+    lines += [*_table(("algorithm", "policy", "setting", "test", "result"), rows)]
+    return "\n".join([*lines, "", "</details>", ""])
 
 
 def parse(text):
-    """Rows of a page, as tuples of :data:`COLUMNS`."""
+    """Lines of the page's tables that name a test, as tuples of their cells."""
     cells = (line.strip("|").split(" | ") for line in text.splitlines() if ".py::" in line)
-    return [tuple(cell.strip(" `") for cell in row) for row in cells if len(row) == len(COLUMNS)]
+    return [tuple(cell.strip(" `") for cell in row) for row in cells]
 
 
-def _line(row):
-    cells = {**row, "test": f"`{row['test']}`"}
-    return f"| {' | '.join(cells[column] for column in COLUMNS)} |"
+def _table(columns, rows):
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in rows:
+        cells = {**row, "test": f"`{row['test']}`"}
+        lines.append(f"| {' | '.join(cells[column] for column in columns)} |")
+    return lines
+
+
+def _together(rows):
+    """One line for the rows of one test that differ by the algorithm only."""
+    results = list(dict.fromkeys(row["result"] for row in rows))
+    counts = [f"{sum(r['result'] == result for r in rows)} {result}" for result in results]
+    return {
+        **rows[0],
+        "algorithm": ", ".join(dict.fromkeys(row["algorithm"] for row in rows)),
+        "test": rows[0]["test"].partition("[")[0],
+        "result": results[0] if len(rows) == 1 else ", ".join(counts),
+    }
 
 
 def _order(row):
     names = list(ALGORITHMS.values())
     algorithm = names.index(row["algorithm"]) if row["algorithm"] in names else len(names)
-    return row["setting"], algorithm, row["policy"], row["test"]
+    section, policy = SECTIONS.index(row["section"]), list(POLICIES.values())
+    policy = policy.index(row["policy"]) if row["policy"] in policy else len(policy)
+    return section, row["setting"], policy, row["test"].partition("[")[0], algorithm, row["test"]
 
 
 def _head(rows):
-    counts = [f"{len(rows)} rows"]
+    counts = [f"{len(rows)} tests"]
     for outcome in ("passed", "skipped", "failed", "not run"):
         number = sum(row["result"].startswith(outcome) for row in rows)
         counts += [f"{number} {outcome}"] if number else []
@@ -169,8 +189,9 @@ def _head(rows):
         "",
         "Generated by `make compatibility`; do not edit. Every row is a test that was run on real",
         "models, and its result is what came out of it: nothing here is a guess. What is not here,",
-        "nobody has tried. To try a row: `pytest 'tests/<test>'`. A test is added to the page by a",
-        "mark, see `tests/compatibility.py`.",
+        "nobody has tried. A line may stand for several algorithms; every single test is listed at",
+        "the end. To run one: `pytest 'tests/<test>'`. A test is added to the page by a mark, see",
+        "`tests/compatibility.py`.",
         "",
         f"{', '.join(counts)}. Run on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, "
         f"Python {platform.python_version()}, {versions}; {platform.system()} "
@@ -181,8 +202,8 @@ def _head(rows):
         "linear, convolutional and attention weight became the nearest isometry (by a singular",
         "value decomposition of its own), that nothing else of the policy changed, that target",
         "networks equalled the online ones (running statistics included), and that optimizers",
-        "forgot these weights and only these; that every weight was trained on afterwards; and that",
-        "no metric was NaN, infinite or out of its bounds.",
+        "forgot these weights and only these; that every weight was trained on afterwards; and",
+        "that no metric was NaN, infinite or out of its bounds.",
     ]
 
 

@@ -235,6 +235,11 @@ def test_a_compiled_module_goes_on_with_the_new_weights():
     intervene_(module, "reset", fresh=lambda: copy.deepcopy(plain))
 
 
+@pytest.mark.compat(
+    section="Compiled networks",
+    setting="torch.compile of one network, beside a plain twin",
+    checked="The reports of both are equal, names included; hooks see what runs.",
+)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own
 @pytest.mark.parametrize("algo", ["dqn", "ppo", "sac"])
 def test_agents_with_compiled_networks(algo):
