@@ -29,6 +29,7 @@ from fire_rl.measurement import observe
 from fire_rl.networks import fresh_policy, network_groups
 from fire_rl.probe import ProbeSource
 from tests.models import EVERY_ALGORITHM, IGNORE_LSTM, changed, make_model, state_of
+from tests.own_policies import DuelingPolicy
 
 pytestmark = pytest.mark.filterwarnings(IGNORE_LSTM)
 
@@ -473,6 +474,9 @@ def test_the_page_on_algorithms_names_every_one_and_its_example_builds(registere
     table = page.partition("\n\n## ")[0]
     for kind in EVERY_ALGORITHM.values():
         assert {"QRDQN": "QR-DQN"}.get(kind.__name__, kind.__name__) in table
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    of_policy, example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(example, {"MyAlgorithm": Searcher})
     assert registry.known_anatomy(Searcher).parts == TINY.parts
+    exec(of_policy, {"DQN": DQN, "DuelingPolicy": DuelingPolicy})
+    model = make_model("dqn", policy=DuelingPolicy)
+    assert set(groups_of(model)["critic"].online.heads) == {"q_net.value.2", "q_net.advantage.2"}
