@@ -6,7 +6,7 @@ BIN := .venv/bin
 # pytest-xdist workers; one torch thread each, so that two tests do not fight for two cores.
 WORKERS ?= auto
 
-.PHONY: help venv train test test-all lint evidence evidence-full clean
+.PHONY: help venv train test test-all lint compatibility evidence evidence-full clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test: lint  ## lint, types and the quick tests (minutes)
 
 test-all: lint  ## the same with the complete contract tables
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+
+compatibility: venv  ## run every row of docs/compatibility.md and write it anew
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --compatibility docs/compatibility.md
 
 evidence: venv  ## rerun the headline of docs/evidence.md: 14 arms, 5 seeds, 3 settings; an hour or two
 	$(BIN)/python -m benchmarks.continual --suite headline

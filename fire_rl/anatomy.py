@@ -16,7 +16,7 @@ from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy, ContinuousCritic
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, ContinuousCritic
 from torch import Tensor, nn
 
 from fire_rl._validation import check_names
@@ -55,6 +55,8 @@ class Anatomy:
         targets: Online module to its target network.
         needs_actions: Whether the critic takes actions.
         optional: Those of ``parts`` that not every policy has.
+        shared: Modules that hold parts of every role: what none of ``parts`` owns of them belongs
+            to all roles, such as a trunk of one's own in ``mlp_extractor``.
         fresh: ``model`` to a new policy, initialised as the algorithm does it. By default the
             model's policy class with its spaces, its learning rate and its ``policy_kwargs``.
 
@@ -69,6 +71,7 @@ class Anatomy:
     targets: Mapping[str, str] = field(default_factory=dict)
     needs_actions: bool = False
     optional: Sequence[str] = ("log_std",)
+    shared: Sequence[str] = ()
     fresh: Callable[[Any], nn.Module] | None = None
 
     def __post_init__(self) -> None:
@@ -76,7 +79,8 @@ class Anatomy:
             raise ValueError("`parts` must name the modules of at least one role, got none.")
         for argument, roles in (("parts", self.parts), ("optimizers", self.optimizers)):
             check_names(argument, list(roles), _ROLES if argument == "parts" else list(self.parts))
-        for argument, value in (("heads", self.heads), *self.parts.items()):
+        named = (("heads", self.heads), ("shared", self.shared), *self.parts.items())
+        for argument, value in named:
             if isinstance(value, str):
                 raise ValueError(
                     f"`{argument}` must be a sequence of paths, got the text {value!r}: write "
@@ -89,18 +93,20 @@ class Anatomy:
                 raise ValueError(f"`heads` has {head!r}, which lies in none of `parts`: {paths}.")
 
 
-_REGISTERED: dict[type[BaseAlgorithm], Anatomy] = {}
+_REGISTERED: dict[type, Anatomy] = {}
 
 
-def register_anatomy(algorithm: type[BaseAlgorithm], anatomy: Anatomy) -> None:
+def register_anatomy(algorithm: type[BaseAlgorithm] | type[BasePolicy], anatomy: Anatomy) -> None:
     """Tell where an algorithm keeps its networks, so that interventions and metrics work on it.
 
     Subclasses need none of it: they go by their nearest base class that is known. What was
     registered goes before what is built in, and replaces what was registered before.
 
     Args:
-        algorithm: A subclass of SB3's ``BaseAlgorithm``.
-        anatomy: Its networks.
+        algorithm: A subclass of SB3's ``BaseAlgorithm``; or the class of a policy that is built in
+            a way of its own, under whatever algorithm, which goes before the algorithm's.
+        anatomy: Its networks. That of a model which is nearly right is
+            ``fire_rl.networks.anatomy_of(model)``; ``dataclasses.replace`` changes a part of it.
 
     Raises:
         TypeError: If one of the two is something else.
@@ -115,10 +121,10 @@ def register_anatomy(algorithm: type[BaseAlgorithm], anatomy: Anatomy) -> None:
         ...     parts={"critic": ("q_net",)}, heads=("q_net.q_net",), forward=forward,
         ...     optimizers={"critic": "optimizer"}, targets={"q_net": "q_net_target"}))
     """
-    if not (isinstance(algorithm, type) and issubclass(algorithm, BaseAlgorithm)):
+    if not (isinstance(algorithm, type) and issubclass(algorithm, (BaseAlgorithm, BasePolicy))):
         raise TypeError(
-            "`algorithm` must be a subclass of stable_baselines3's BaseAlgorithm (the class, no "
-            f"model), got {algorithm!r}."
+            "`algorithm` must be a subclass of stable_baselines3's BaseAlgorithm or BasePolicy "
+            f"(the class, no model), got {algorithm!r}."
         )
     if not isinstance(anatomy, Anatomy):
         raise TypeError(f"`anatomy` must be an Anatomy, got {anatomy!r}.")
@@ -127,7 +133,12 @@ def register_anatomy(algorithm: type[BaseAlgorithm], anatomy: Anatomy) -> None:
 
 def known_anatomy(algorithm: type) -> Anatomy | None:
     """Return what is registered or built in for exactly this class."""
-    return _REGISTERED.get(algorithm) or ANATOMIES.get(algorithm)
+    return registered_anatomy(algorithm) or ANATOMIES.get(algorithm)
+
+
+def registered_anatomy(kind: type) -> Anatomy | None:
+    """Return what is registered for exactly this class of an algorithm or policy."""
+    return _REGISTERED.get(kind)
 
 
 def _dqn_outputs(policy: Any, observations: Any, actions: Tensor | None) -> PolicyOutputs:
@@ -207,6 +218,7 @@ ANATOMIES: Mapping[type[BaseAlgorithm], Anatomy] = {
             "critic": ("vf_features_extractor", "mlp_extractor.value_net", "value_net"),
         },
         heads=("action_net", "value_net"),
+        shared=("mlp_extractor",),
         optimizers={"actor": "optimizer", "critic": "optimizer"},
         forward=_actor_critic_outputs,
     ),

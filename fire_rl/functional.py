@@ -28,7 +28,7 @@ from fire_rl.interventions.base import (
     write,
 )
 from fire_rl.interventions.report import Changes, LayerChange, describe_changes
-from fire_rl.layers import first_non_finite, plain_name
+from fire_rl.layers import first_non_finite, old_weight_norm, plain_name
 from fire_rl.optimizer_state import forget, forget_entries
 
 # Of interventions: what a plain module does not have.
@@ -195,6 +195,12 @@ def _fresh_tensors(
     with isolated_rng(seed):
         if make is not None:
             return _Drawn(named_tensors(make()))
+        hooked = [name for name, child in module.named_modules() if old_weight_norm(child)]
+        if hooked:
+            raise ValueError(
+                f"`{hooked[0]}` has the old torch.nn.utils.weight_norm and cannot be drawn anew: "
+                "pass `fresh=`, a function that makes a new module, or use source='initial'."
+            )
         drawn = copy.deepcopy(module)
         kept = {id(p) for child in drawn.modules() if not _draw(child) for p in _own(child)}
         redrawn = named_tensors(drawn).items()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fire_rl.orthogonal import isometry_scale
 
@@ -77,6 +78,9 @@ class WeightLayer:
     @property
     def weight(self) -> Tensor:
         """The weight as the layer uses it; reading it changes nothing."""
+        if old_weight_norm(self.module, self.weight_attribute) is not None:
+            # Its hook computes the weight at each pass; in between, it is that of the last one.
+            return self.weight_from({self.tensor_name(n): t for n, t in self.parts.items()})
         # In training mode, spectral norm would take a step of its power iteration.
         computing = [kind for kind in _parametrizations(self) if kind.training]
         for kind in computing:
@@ -95,22 +99,29 @@ class WeightLayer:
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """The parameters by part: ``"weight"`` and ``"bias"``; ``"original0"``, ... if computed."""
+        """The parameters by part: ``"weight"`` and ``"bias"``.
+
+        Of a computed weight ``"original0"``, ..., or ``"weight_g"`` and ``"weight_v"``.
+        """
         found = dict[str, Tensor]()
         if is_parametrized(self.module, self.weight_attribute):
             computed = getattr(self.module.parametrizations, self.weight_attribute)
             found |= dict(computed.named_parameters(recurse=False))
         elif self.weight_attribute in self.module._parameters:
             found["weight"] = self.weight
+        elif old_weight_norm(self.module, self.weight_attribute) is not None:
+            names = (f"{self.weight_attribute}_g", f"{self.weight_attribute}_v")
+            found |= {name: getattr(self.module, name) for name in names}
         return found if self.bias is None else {**found, "bias": self.bias}
 
     def tensor_name(self, part: str) -> str:
         """Return the dotted name of one of the layer's parts."""
         if part in self.tensor_names:
             return self.tensor_names[part]
-        path = {"weight": self.weight_attribute, "bias": self.bias_attribute or "bias"}.get(
-            part, f"parametrizations.{self.weight_attribute}.{part}"
-        )
+        path = {"weight": self.weight_attribute, "bias": self.bias_attribute or "bias"}.get(part)
+        if path is None:  # a computed weight
+            own = part in self.module._parameters
+            path = part if own else f"parametrizations.{self.weight_attribute}.{part}"
         return f"{self.name}.{path}" if self.name else path
 
     @property
@@ -134,7 +145,7 @@ class WeightLayer:
         if norm is None:
             return dict.fromkeys(self.weight_names, weight)
         magnitude, direction = norm.right_inverse(weight)  # type: ignore[no-untyped-call]
-        old = self.parts["original1"].detach().to(direction)
+        _, old = (self.parts[name].detach().to(direction) for name in self.parts if name != "bias")
         direction = torch.where(magnitude > 0, direction, old)
         return dict(zip(self.weight_names, (magnitude, direction), strict=True))
 
@@ -269,27 +280,23 @@ def check_writable(layer: WeightLayer) -> None:
 def check_assignable(layer: WeightLayer) -> None:
     """Raise ValueError if no value can be given to the weight, saying why.
 
-    A plain parameter can be given one, and so can the effective weight under torch's weight norm.
+    A plain parameter can be given one, and so can the effective weight under torch's weight norm,
+    the old one by hooks (``torch.nn.utils.weight_norm``) too.
     """
     kinds = _parametrizations(layer)
     if any(isinstance(kind, _SpectralNorm) for kind in kinds) or hasattr(
         layer.module, f"{layer.weight_attribute}_orig"
     ):
+        remedy = "parametrize.remove_parametrizations" if kinds else "remove_spectral_norm"
         raise ValueError(
             f"Layer `{layer.name}` has spectral norm, which divides the weight by its largest "
             "singular value at each pass and so cancels any scale, FIRE's too. Remove it "
-            "(torch.nn.utils.parametrize.remove_parametrizations), or exclude the layer by name."
+            f"(torch.nn.utils.{remedy}), or exclude the layer by name."
         )
     if any(isinstance(kind, _Orthogonal) for kind in kinds):
         raise ValueError(
             f"Layer `{layer.name}` is kept orthogonal by its parametrization: there is nothing to "
             "restore. Exclude it by name."
-        )
-    if hasattr(layer.module, f"{layer.weight_attribute}_g"):
-        raise ValueError(
-            f"Layer `{layer.name}` has the old torch.nn.utils.weight_norm, whose weight is out of "
-            "date between passes: use torch.nn.utils.parametrizations.weight_norm, or exclude the "
-            "layer by name."
         )
     if _weight_norm_of(layer) is None:
         check_writable(layer)
@@ -303,8 +310,19 @@ def _parametrizations(layer: WeightLayer) -> list[nn.Module]:
 
 def _weight_norm_of(layer: WeightLayer) -> _WeightNorm | None:
     """Return the weight norm of a layer, if that is all that computes its weight."""
+    old = old_weight_norm(layer.module, layer.weight_attribute)
+    if old is not None:
+        return _WeightNorm(old.dim)
     kinds = _parametrizations(layer)
     return kinds[0] if len(kinds) == 1 and isinstance(kinds[0], _WeightNorm) else None
+
+
+def old_weight_norm(module: nn.Module, attribute: str = "weight") -> WeightNorm | None:
+    """Return the hook that ``torch.nn.utils.weight_norm`` has put on a weight, or None."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm) and hook.name == attribute:
+            return hook
+    return None
 
 
 def plain_name(name: str) -> str:

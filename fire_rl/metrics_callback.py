@@ -10,7 +10,7 @@ from typing import Any
 from fire_rl.clock import EventClock
 from fire_rl.logs import custom_scalars_layout, summary_writer
 from fire_rl.measurement import Measurement, activation_metrics, observe, parameter_metrics
-from fire_rl.networks import NetworkGroup, network_groups
+from fire_rl.networks import NetworkGroup, network_groups, warn_of_unknown_parts
 from fire_rl.rollout_callback import RolloutCallback
 from fire_rl.schedules import Every
 
@@ -52,9 +52,11 @@ class PlasticityMetricsCallback(RolloutCallback):
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
+        groups = network_groups(self.model)
+        warn_of_unknown_parts(self.model, groups)
         writer = summary_writer(self.logger)
         if writer is not None:
-            roles = [group.role for group in network_groups(self.model)]
+            roles = [group.role for group in groups]
             writer.add_custom_scalars(custom_scalars_layout(roles))
 
     def _on_rollout_start(self) -> None:

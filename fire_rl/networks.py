@@ -8,6 +8,7 @@ role only.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,15 +21,15 @@ from torch import Tensor, nn
 
 from fire_rl._random import isolated_rng
 from fire_rl._validation import nearest
-from fire_rl.anatomy import Anatomy, known_anatomy
+from fire_rl.anatomy import Anatomy, known_anatomy, registered_anatomy
 from fire_rl.contrib_anatomies import contrib_anatomy, why_refused
 from fire_rl.interventions.base import Network, named_tensors
-from fire_rl.layers import plain_name, weight_layers
+from fire_rl.layers import plain_name, weight_layers, weight_layers_of
 
 SHARED = "shared"
 _HOW_TO_REGISTER = (
-    "Say where they are with fire_rl.register_anatomy(YourAlgorithm, fire_rl.Anatomy(...)); its "
-    "docstring has an example."
+    "Say where they are with fire_rl.register_anatomy(YourAlgorithm, fire_rl.Anatomy(...)), or for "
+    "the class of your policy; its docstring has an example."
 )
 
 
@@ -52,14 +53,18 @@ class NetworkGroup:
 
 
 def anatomy_of(model: BaseAlgorithm) -> Anatomy:
-    """Return the anatomy of a model's algorithm: that of its nearest base class that is known.
+    """Return the anatomy of a model: what is registered for its policy, or that of its algorithm.
+
+    Of its algorithm that of the nearest base class that is known.
 
     Raises:
         ValueError: If the algorithm is unknown, or its policy lacks what the anatomy names.
     """
     name = type(model).__name__
-    for kind in type(model).__mro__:
-        anatomy = known_anatomy(kind) or contrib_anatomy(kind)
+    policy = getattr(model, "policy", None)
+    policy = getattr(policy, "_orig_mod", policy)  # as it was before torch.compile
+    for kind in (*type(policy).__mro__, *type(model).__mro__):
+        anatomy = registered_anatomy(kind) or known_anatomy(kind) or contrib_anatomy(kind)
         if anatomy is None:
             if why := why_refused(kind):
                 raise ValueError(f"`model` is a {name}, which has no use for fire_rl: {why}")
@@ -68,7 +73,7 @@ def anatomy_of(model: BaseAlgorithm) -> Anatomy:
             for path in paths:
                 if path not in anatomy.optional and _get(model, path) is None:
                     raise ValueError(
-                        f"The policy {type(model.policy).__name__} of {name} has no `{path}`: it "
+                        f"The policy {type(policy).__name__} of {name} has no `{path}`: it "
                         f"is not built like that of {kind.__name__}. {_HOW_TO_REGISTER}"
                     )
         return anatomy
@@ -107,6 +112,12 @@ def network_groups(model: BaseAlgorithm) -> tuple[NetworkGroup, ...]:
                     owners[name].append(role)
                 if local in twin_items:
                     twins[name] = twin_items[local]
+    for path in anatomy.shared:
+        for _, item in _named_items(_get(model, path) or nn.Identity(), dedupe=False):
+            if names[id(item)] not in owners:
+                items[names[id(item)]] = item
+                owners[names[id(item)]] = list(anatomy.parts)
+    _unite_owners_of_tied_weights(items, owners, names)
     groups = []
     for role in (*anatomy.parts, SHARED):
         mine = {name for name, roles in owners.items() if _role(roles) == role}
@@ -125,6 +136,44 @@ def network_groups(model: BaseAlgorithm) -> tuple[NetworkGroup, ...]:
             )
         )
     return tuple(groups)
+
+
+def warn_of_unknown_parts(model: BaseAlgorithm, groups: Sequence[NetworkGroup]) -> None:
+    """Name, in a warning, what a policy of one's own has and the anatomy does not know.
+
+    Weight layers that an optimizer of the model trains and that belong to no role; roles of which
+    no output layer is found, so that options about heads do not reach them.
+    """
+    policy, anatomy = type(model.policy).__name__, anatomy_of(model)
+    known = {id(tensor) for group in groups for tensor in group.online.tensors.values()}
+    optimizers = {id(group.optimizer): group.optimizer for group in groups}.values()
+    held = {id(p) for o in optimizers if o for held in o.param_groups for p in held["params"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # recurrent layers are named elsewhere
+        layers = weight_layers_of(model.policy.named_modules())
+    strangers = [
+        plain_name(layer.name)
+        for layer in layers
+        if not layer.frozen
+        and any(id(part) in held and id(part) not in known for part in layer.parts.values())
+    ]
+    if strangers:
+        warnings.warn(
+            f"{policy} trains `{'`, `'.join(strangers)}`, which belongs to none of the roles "
+            f"{', '.join(anatomy.parts)}: left as it is, and not measured. {_HOW_TO_REGISTER}",
+            UserWarning,
+            stacklevel=2,
+        )
+    for role, paths in anatomy.parts.items():
+        heads = [h for h in anatomy.heads if any(f"{h}.".startswith(f"{p}.") for p in paths)]
+        if heads and all(_get(model, head.removesuffix(".*")) is None for head in heads):
+            warnings.warn(
+                f"{policy} has no `{'`, `'.join(heads)}`: the output layers of its {role} are not "
+                "known and count as hidden ones, whatever an option says of heads. Name them in "
+                f"`heads`. {_HOW_TO_REGISTER}",
+                UserWarning,
+                stacklevel=2,
+            )
 
 
 def select_groups(
@@ -198,6 +247,25 @@ def _optimizer(
     return optimizer
 
 
+def _unite_owners_of_tied_weights(
+    items: Mapping[str, nn.Module | Tensor],
+    owners: dict[str, list[str]],
+    names: Mapping[int, str],
+) -> None:
+    """Let modules whose weight several roles use belong to all these, with all that they hold."""
+    modules = {name: item for name, item in items.items() if isinstance(item, nn.Module)}
+    united = True
+    while united:
+        united = False
+        for name, module in modules.items():
+            own = [names[id(p)] for p in module.parameters(recurse=False)]
+            members = [name, *(n for n in own if n in owners)]
+            roles = list(dict.fromkeys(role for member in members for role in owners[member]))
+            for member in members:
+                if len(roles) > 1 and set(owners[member]) != set(roles):
+                    owners[member], united = roles, True
+
+
 def _role(owners: Sequence[str]) -> str:
     return owners[0] if len(owners) == 1 else SHARED
 
@@ -228,7 +296,7 @@ def _head_names(
     heads = []
     for path in anatomy.heads:
         found = _get(model, path.removesuffix(".*"))
-        for module in found if path.endswith(".*") else [found]:
+        for module in found or () if path.endswith(".*") else [found]:
             layers = weight_layers(module) if isinstance(module, nn.Module) else ()
             if layers:
                 heads.append(names[id(layers[-1].module)])

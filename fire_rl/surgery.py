@@ -42,6 +42,7 @@ from fire_rl.networks import (
     policy_tensors,
     restored,
     select_groups,
+    warn_of_unknown_parts,
 )
 from fire_rl.probe import Probe, ProbeSource
 
@@ -140,7 +141,9 @@ def groups_to_change(model: BaseAlgorithm, intervention: Intervention) -> tuple[
         ValueError: If the intervention does not fit the model: the algorithm, a role or a layer
             name is unknown, or a layer cannot be written.
     """
-    groups = select_groups(network_groups(model), intervention.networks)
+    every_group = network_groups(model)
+    warn_of_unknown_parts(model, every_group)
+    groups = select_groups(every_group, intervention.networks)
     intervention.check([group.online for group in groups])
     return groups
 

@@ -5,6 +5,11 @@ import sys
 import pytest
 
 import train
+from tests.compatibility import (  # noqa: F401  # hooks
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+)
 
 RUN = (
     "--algo", "ppo", "--env", "CartPole-v1", "-n", 768, "--device", "cpu", "--set",

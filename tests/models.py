@@ -11,6 +11,7 @@ from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 OFF_POLICY = {"dqn": DQN, "sac": SAC, "td3": TD3, "ddpg": DDPG}
@@ -42,9 +43,16 @@ _POLICIES = {"mlp": "MlpPolicy", "cnn": "CnnPolicy", "dict": "MultiInputPolicy"}
 class RandomEnv(gym.Env):
     """Random observations, a reward that depends on the action, episodes of 12 steps."""
 
-    def __init__(self, observation: str, discrete: bool) -> None:
-        self.observation_space = _SPACES[observation]
-        self.action_space = spaces.Discrete(3) if discrete else spaces.Box(-1, 1, (2,), np.float32)
+    def __init__(
+        self,
+        observation: str | spaces.Space = "mlp",
+        discrete: bool = False,
+        action: spaces.Space | None = None,
+    ) -> None:
+        space = _SPACES[observation] if isinstance(observation, str) else observation
+        self.observation_space = space
+        box = spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = action or (spaces.Discrete(3) if discrete else box)
         self._steps = 0
 
     def reset(self, *, seed=None, options=None):
@@ -61,7 +69,13 @@ class RandomEnv(gym.Env):
 
     def action_masks(self):
         """For MaskablePPO: the last action is valid in every other step."""
-        return [True, True, self._steps % 2 == 0]
+        return [True] * (_num_choices(self.action_space) - 1) + [self._steps % 2 == 0]
+
+
+def _num_choices(space: spaces.Space) -> int:
+    if isinstance(space, spaces.MultiDiscrete):
+        return int(space.nvec.sum())
+    return 2 * space.n if isinstance(space, spaces.MultiBinary) else int(space.n)
 
 
 class TinyExtractor(BaseFeaturesExtractor):
@@ -83,17 +97,21 @@ class TinyExtractor(BaseFeaturesExtractor):
 
 def make_model(
     algo: str,
-    observation: str = "mlp",
+    observation: str | spaces.Space = "mlp",
     *,
+    action: spaces.Space | None = None,
+    policy: Any = None,
+    env: VecEnv | None = None,
     n_envs: int = 2,
     policy_kwargs: dict[str, Any] | None = None,
     tiny_images: bool = True,
     **options: Any,
 ) -> BaseAlgorithm:
-    """Build a model on :class:`RandomEnv` that learns from the first steps on."""
-    env = make_vec_env(
-        RandomEnv, n_envs, env_kwargs={"observation": observation, "discrete": algo in _DISCRETE}
-    )
+    """Build a model on :class:`RandomEnv`, or another, that learns from the first steps on."""
+    discrete = algo in _DISCRETE
+    of_env = {"observation": observation, "discrete": discrete, "action": action}
+    env = env or make_vec_env(RandomEnv, n_envs, env_kwargs=of_env)
+    observation = _kind(env.observation_space)
     kwargs: dict[str, Any] = {"net_arch": [16, 12], **(policy_kwargs or {})}
     if observation == "cnn" and tiny_images:
         kwargs.setdefault("features_extractor_class", TinyExtractor)
@@ -109,6 +127,8 @@ def make_model(
         settings |= {"target_update_interval": 40}
     if algo in ("qrdqn", "tqc"):
         kwargs.setdefault("n_quantiles", 5)
+    if policy is not None:
+        return EVERY_ALGORITHM[algo](policy, env, **{**settings, **options})
     policy = _POLICIES[observation]
     if algo == "crossq":  # has the one policy, which takes any extractor, but no mappings
         policy = "MlpPolicy"
@@ -116,6 +136,12 @@ def make_model(
         kwargs.setdefault("lstm_hidden_size", 8)
         policy = policy.replace("Policy", "LstmPolicy")
     return EVERY_ALGORITHM[algo](policy, env, **{**settings, **options})
+
+
+def _kind(space: spaces.Space) -> str:
+    if isinstance(space, spaces.Dict):
+        return "dict"
+    return "cnn" if len(space.shape or ()) == 3 else "mlp"
 
 
 def state_of(model: BaseAlgorithm) -> dict[str, torch.Tensor]:

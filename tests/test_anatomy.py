@@ -29,6 +29,7 @@ from fire_rl.measurement import observe
 from fire_rl.networks import fresh_policy, network_groups
 from fire_rl.probe import ProbeSource
 from tests.models import EVERY_ALGORITHM, IGNORE_LSTM, changed, make_model, state_of
+from tests.own_policies import DuelingPolicy
 
 pytestmark = pytest.mark.filterwarnings(IGNORE_LSTM)
 
@@ -73,6 +74,11 @@ def test_roles_heads_and_targets_of_contrib_algorithms():
         assert groups["critic"].online.heads == ("value_net",)
 
 
+@pytest.mark.compat(
+    section="What is particular to an algorithm",
+    setting="answers on the probe",
+    checked="Equal to what the model itself predicts.",
+)
 @pytest.mark.parametrize("algo", ["qrdqn", "tqc", "crossq", "maskable_ppo", "recurrent_ppo"])
 def test_what_a_probe_is_answered_is_what_the_model_predicts(algo):
     model = make_model(algo).learn(40)
@@ -94,6 +100,12 @@ def test_what_a_probe_is_answered_is_what_the_model_predicts(algo):
         torch.testing.assert_close(found.values[:, 1], quantiles.mean(1))
 
 
+@pytest.mark.compat(
+    section="What is particular to an algorithm",
+    algorithm="trpo",
+    setting="the actor has no optimizer",
+    checked="Nothing is forgotten for the actor, the moments of the critic are; it trains on.",
+)
 def test_the_actor_of_trpo_leaves_nothing_to_forget():
     model = make_model("trpo").learn(32)
     report = apply_intervention(model, FIRE(networks=["actor"]))
@@ -108,6 +120,12 @@ def renorms(model):
     return [m for m in model.policy.modules() if isinstance(m, BatchRenorm1d)]
 
 
+@pytest.mark.compat(
+    section="What is particular to an algorithm",
+    algorithm="crossq",
+    setting="BatchRenorm statistics",
+    checked="Kept; renewed with scales, shifts and warm-up by norm_layers='reset'.",
+)
 def test_crossq_keeps_its_running_statistics_unless_told_otherwise():
     model = make_model("crossq").learn(64)
     before = state_of(model)
@@ -127,6 +145,11 @@ def test_crossq_keeps_its_running_statistics_unless_told_otherwise():
     model.learn(32, reset_num_timesteps=False)
 
 
+@pytest.mark.compat(
+    section="What is particular to an algorithm",
+    setting="entropy temperature",
+    checked="Reset to its start value by FIRE.paper_sac.",
+)
 @pytest.mark.parametrize("algo", ["tqc", "crossq"])
 def test_entropy_temperature_of_sac_like_algorithms(algo):
     model = make_model(algo, ent_coef="auto_0.3").learn(40)
@@ -135,6 +158,13 @@ def test_entropy_temperature_of_sac_like_algorithms(algo):
     assert not model.ent_coef_optimizer.state
 
 
+@pytest.mark.compat(
+    section="What is particular to an algorithm",
+    algorithm="recurrent_ppo",
+    policy="CnnPolicy",
+    setting="LSTM kept: {options}",
+    checked="Weights and states of the LSTM stay; each trained tensor has one role; it trains on.",
+)
 @pytest.mark.parametrize(
     ("options", "roles"),
     [
@@ -169,11 +199,23 @@ def test_every_kind_of_recurrent_policy(options, roles):
     model.learn(32, reset_num_timesteps=False)
 
 
+@pytest.mark.compat(
+    section="What is particular to an algorithm",
+    algorithm="recurrent_ppo",
+    setting="LSTM kept",
+    checked="A warning names the LSTM.",
+)
 def test_an_lstm_that_is_left_alone_is_named():
     with pytest.warns(UserWarning, match=r"`lstm_actor` \(LSTM\) .* left as they are"):
         apply_intervention(make_model("recurrent_ppo"), FIRE())
 
 
+@pytest.mark.compat(
+    section="What is particular to an algorithm",
+    algorithm="maskable_ppo",
+    setting="masked MultiDiscrete actions of sizes {sizes}",
+    checked="After learning under masks; the KL divergence adds up over the components.",
+)
 @pytest.mark.parametrize("sizes", [[2, 3], [3, 2, 2]])
 def test_masked_multi_discrete_actions(sizes):
     env = InvalidActionEnvMultiDiscrete(dims=sizes, n_invalid_actions=1)
@@ -214,6 +256,13 @@ def test_redo_finds_dead_units_through_batch_renorm_too(algo):
 # --------------------------------------------------------------------------------- refusals
 
 
+@pytest.mark.compat(
+    section="Refused, with the reason",
+    algorithm="ars",
+    policy="LinearPolicy",
+    setting="as it comes",
+    checked="Before training, with the reason: no gradients, and weights of its own.",
+)
 def test_ars_is_refused_with_the_reason():
     model = ARS("LinearPolicy", "Pendulum-v1", n_delta=1, seed=0)
     with pytest.raises(ValueError, match=r"`model` is a ARS.* without gradients.*model\.weights"):
@@ -287,6 +336,13 @@ TINY = Anatomy(
 )
 
 
+@pytest.mark.compat(
+    section="Algorithms of your own",
+    algorithm="derived from BaseAlgorithm only",
+    policy="of its own",
+    setting="not registered",
+    checked="An error names the algorithm and says how to describe its networks.",
+)
 def test_an_unknown_algorithm_is_told_how_to_register(registered):
     model = Searcher(make_model("sac").get_env())
     message = r"is a Searcher, .*known are DQN.*fire_rl\.register_anatomy\(YourAlgorithm, fire_rl"
@@ -294,6 +350,13 @@ def test_an_unknown_algorithm_is_told_how_to_register(registered):
         apply_intervention(model, FIRE())
 
 
+@pytest.mark.compat(
+    section="Algorithms of your own",
+    algorithm="derived from BaseAlgorithm only",
+    policy="of its own",
+    setting="register_anatomy",
+    checked="Events, metrics, forgotten moments, resets; for its subclasses too.",
+)
 def test_a_registered_algorithm_has_all_that_there_is(registered):
     register_anatomy(Searcher, TINY)
 
@@ -317,6 +380,12 @@ def test_a_registered_algorithm_has_all_that_there_is(registered):
     assert not one.torso[0].weight.equal(model.policy.torso[0].weight)
 
 
+@pytest.mark.compat(
+    section="Algorithms of your own",
+    algorithm="subclass of DQN",
+    setting="register_anatomy",
+    checked="Goes before what is built in, for its subclasses too, and for no others.",
+)
 def test_the_nearest_base_class_counts_and_registered_goes_before_built_in(registered):
     class Mine(DQN):
         pass
@@ -393,11 +462,21 @@ def test_register_wants_a_class_and_an_anatomy(registered):
         register_anatomy(DQN, "q_net")
 
 
+@pytest.mark.compat(
+    section="Algorithms of your own",
+    algorithm="derived from BaseAlgorithm only",
+    policy="of its own",
+    setting="register_anatomy, as in docs/algorithms.md",
+    checked="The example of the page is run.",
+)
 def test_the_page_on_algorithms_names_every_one_and_its_example_builds(registered):
     page = (Path(__file__).parent.parent / "docs" / "algorithms.md").read_text(encoding="utf-8")
     table = page.partition("\n\n## ")[0]
     for kind in EVERY_ALGORITHM.values():
         assert {"QRDQN": "QR-DQN"}.get(kind.__name__, kind.__name__) in table
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    of_policy, example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(example, {"MyAlgorithm": Searcher})
     assert registry.known_anatomy(Searcher).parts == TINY.parts
+    exec(of_policy, {"DQN": DQN, "DuelingPolicy": DuelingPolicy})
+    model = make_model("dqn", policy=DuelingPolicy)
+    assert set(groups_of(model)["critic"].online.heads) == {"q_net.value.2", "q_net.advantage.2"}

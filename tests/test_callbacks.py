@@ -177,6 +177,12 @@ def test_weights_change_at_rollout_start_only(algo):
     assert len(fire.reports) == 1
 
 
+@pytest.mark.compat(
+    section="What is particular to an algorithm",
+    algorithm="ppo",
+    setting=lambda p: "stored probabilities" + ", gSDE" * p["sde"],
+    checked="PPO's ratio is 1 on the first minibatch after an event.",
+)
 @pytest.mark.parametrize("sde", [False, True])
 def test_ppo_ratio_is_one_on_the_first_minibatch_after_surgery(sde):
     """The stored log-probabilities are those of the weights that are trained."""
@@ -203,6 +209,11 @@ def test_ppo_ratio_is_one_on_the_first_minibatch_after_surgery(sde):
     assert len(fire.reports) == 3
 
 
+@pytest.mark.compat(
+    section="Training loops",
+    setting="the control changes nothing",
+    checked="Weights are equal to the bit with the control intervention and without a callback.",
+)
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_no_intervention_is_bit_identical_to_no_callback(algo):
     callback = InterventionCallback(NoIntervention(), Every(16))
@@ -247,6 +258,12 @@ def test_save_before_keeps_the_model_of_just_before(tmp_path):
 # --- measuring ----------------------------------------------------------------------------------
 
 
+@pytest.mark.compat(
+    section="Training loops",
+    policy="{observation}",
+    setting="metrics change nothing",
+    checked="Weights are equal to the bit with metrics and without.",
+)
 @few_observations
 @pytest.mark.parametrize(
     ("algo", "observation"),
@@ -463,6 +480,12 @@ def test_chunks_of_a_known_horizon_say_the_plan_once(caplog):
 # --- where it may stand -------------------------------------------------------------------------
 
 
+@pytest.mark.compat(
+    section="Refused, with the reason",
+    algorithm="ppo",
+    setting="{kind.__name__} inside EveryNTimesteps",
+    checked="An error says that it would do nothing there, however deep it is nested.",
+)
 @pytest.mark.parametrize("kind", [FireCallback, PlasticityMetricsCallback])
 def test_wrapped_callbacks_are_refused_however_deep(kind):
     for wrap in (
@@ -529,6 +552,11 @@ BESIDE = [
 ]
 
 
+@pytest.mark.compat(
+    section="Training loops",
+    setting="CallbackList with EvalCallback, CheckpointCallback, StopTraining…: {arrangement}",
+    checked="Events, metrics, evaluations and zips at their steps, weights as without the others.",
+)
 @few_observations
 @pytest.mark.parametrize(("algo", "arrangement"), BESIDE)
 @pytest.mark.parametrize(

@@ -71,6 +71,11 @@ def test_events_happen_at_the_rollout_after_the_crossing(algo):
     assert [report.num_timesteps for report in callback.reports] == expected
 
 
+@pytest.mark.compat(
+    section="Training loops",
+    policy="{observation}",
+    setting=lambda p: "metrics change nothing" + ", HerReplayBuffer" * (p["algo"] == "her"),
+)
 @pytest.mark.parametrize(
     ("algo", "observation"),
     [(algo, "mlp") for algo in [*ALGORITHMS, "her"]]
@@ -82,7 +87,7 @@ def test_events_happen_at_the_rollout_after_the_crossing(algo):
     ],
 )
 def test_training_is_bit_equal_with_and_without_metrics(algo, observation):
-    """And with the control, which acts without changing anything."""
+    """Weights are equal to the bit with metrics and the control intervention, and without."""
     metrics = PlasticityMetricsCallback(every=10, probe_size=24)
     control = InterventionCallback("none", {"every": 24})
     plain = state_of(model_of(algo, observation).learn(64))
@@ -123,6 +128,11 @@ class Ratios(BaseCallback):
             self.ratios.append((log_prob - torch.as_tensor(buffer.log_probs[step])).exp())
 
 
+@pytest.mark.compat(
+    section="What is particular to an algorithm",
+    setting="stored probabilities",
+    checked="After an event they are those of the new weights (masks, LSTM states included).",
+)
 @pytest.mark.parametrize(
     ("algo", "options"),
     [
@@ -141,6 +151,11 @@ def test_stored_probabilities_are_those_of_the_weights_after_surgery(algo, optio
     assert len(fire.reports) == 2
 
 
+@pytest.mark.compat(
+    section="What is particular to an algorithm",
+    setting="head_refit",
+    checked="Answers change less than half as much as without.",
+)
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_a_refitted_head_answers_much_as_before(algo):
     model = make_model(algo, policy_kwargs={"net_arch": [32, 32]}).learn(160)
@@ -153,6 +168,11 @@ def test_a_refitted_head_answers_much_as_before(algo):
     assert {change.name for change in refitted.layers if change.action == "refit"} == heads
 
 
+@pytest.mark.compat(
+    section="What is particular to an algorithm",
+    setting="warmup_updates",
+    checked="As many gradient steps more as asked for.",
+)
 @pytest.mark.parametrize("algo", CONTRIB_OFF_POLICY)
 def test_warm_up_updates(algo):
     plain, warm = make_model(algo), make_model(algo)
@@ -161,6 +181,12 @@ def test_warm_up_updates(algo):
     assert warm._n_updates == plain._n_updates + 5
 
 
+@pytest.mark.compat(
+    section="What is particular to an algorithm",
+    algorithm="qrdqn",
+    setting="restart_exploration",
+    checked="ε rises to 1 at the event and comes back.",
+)
 def test_qrdqn_explores_again():
     model = make_model("qrdqn", exploration_fraction=0.01)
     rates = []
@@ -172,6 +198,13 @@ def test_qrdqn_explores_again():
     assert rates[-1] == pytest.approx(model.exploration_final_eps)
 
 
+@pytest.mark.compat(
+    section="Environments",
+    algorithm="sac",
+    policy="MultiInputPolicy",
+    setting="HerReplayBuffer, VecNormalize of one key",
+    checked="The probe holds normalised observations, with the goals that were asked for.",
+)
 def test_a_probe_from_hindsight_replay_shows_what_the_policy_sees():
     env = VecNormalize(make_vec_env(FloatFlips, 2, 0), norm_obs_keys=["observation"])
     model = her(env).learn(60)

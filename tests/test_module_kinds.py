@@ -119,6 +119,39 @@ def test_fresh_weights_under_weight_norm_are_drawn_anew():
     assert not torch.equal(module[0].weight, before)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("dim", [0, 1, None])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 4), lambda: nn.Conv2d(3, 4, 2)])
+def test_the_old_weight_norm_is_as_the_new_one(make, dim):
+    torch.manual_seed(0)
+    new = nn.Sequential(weight_norm(make(), dim=dim))
+    old = nn.Sequential(nn.utils.weight_norm(make(), dim=dim))
+    halves = new[0].parametrizations.weight
+    with torch.no_grad():
+        halves.original0.mul_(1.7)
+        old[0].weight_g.copy_(halves.original0)  # the hook has not run since
+        old[0].weight_v.copy_(halves.original1)
+        old[0].bias.copy_(new[0].bias)
+    optimizer = torch.optim.Adam(old.parameters())
+    for parameter in old.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    beginning = snapshot(old)
+    one, two = fire_(new, method="exact"), fire_(old, method="exact", optimizer=optimizer)
+    assert one == two
+    assert set(optimizer.state) == {old[0].bias}
+    assert torch.equal(old[0].weight_g, halves.original0)
+    x = torch.randn(3, 6) if isinstance(new[0], nn.Linear) else torch.randn(3, 3, 5, 5)
+    torch.testing.assert_close(old(x), new(x))
+    with pytest.raises(ValueError, match=r"`0` has the old .*weight_norm .* pass `fresh=`"):
+        intervene_(old, "reset")
+    intervene_(old, {"name": "reset", "source": "initial"}, initial=beginning)
+    assert not differing(old, beginning)
+    old[0].weight_v.requires_grad_(False)
+    (kept,) = fire_(old)
+    assert kept.frozen
+
+
 # --- interventions on plain modules
 
 
@@ -235,6 +268,11 @@ def test_a_compiled_module_goes_on_with_the_new_weights():
     intervene_(module, "reset", fresh=lambda: copy.deepcopy(plain))
 
 
+@pytest.mark.compat(
+    section="Compiled networks",
+    setting="torch.compile of one network, beside a plain twin",
+    checked="The reports of both are equal, names included; hooks see what runs.",
+)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own
 @pytest.mark.parametrize("algo", ["dqn", "ppo", "sac"])
 def test_agents_with_compiled_networks(algo):

@@ -186,6 +186,12 @@ def test_random_isometries_as_a_control(kind):
             torch.testing.assert_close(s, torch.ones_like(s), atol=1e-10, rtol=0)
 
 
+@pytest.mark.compat(
+    section="What is particular to an algorithm",
+    algorithm="recurrent_ppo",
+    setting="FIRE(recurrent='project')",
+    checked="Each gate is moved to its own scaled isometry; training goes on.",
+)
 @pytest.mark.parametrize(
     ("options", "lstms"),
     [

@@ -50,6 +50,12 @@ def buffers_are_empty(model):
     return all(not optimizer.state for optimizer in optimizers_of(model))
 
 
+@pytest.mark.compat(
+    section="Algorithms and policies",
+    policy="{observation}",
+    setting="apply_intervention",
+    checked="Weights isometric, moments forgotten, targets full copies; it trains on.",
+)
 @pytest.mark.parametrize(("algo", "observation"), TABLE)
 def test_fire_on_every_algorithm_and_policy(algo, observation):
     model = make_model(algo, observation).learn(24)
@@ -94,6 +100,11 @@ def test_fire_on_every_algorithm_and_policy(algo, observation):
         assert any(live[name].data_ptr() == layer.weight.data_ptr() for name in moved), layer.name
 
 
+@pytest.mark.compat(
+    section="Algorithms and policies",
+    setting="report",
+    checked="Dormant ratio and rank of every role, before and after; what the policy changed.",
+)
 @pytest.mark.parametrize("algo", EVERY_ALGORITHM)
 def test_report_is_complete_and_plain(algo):
     model = make_model(algo).learn(64)
@@ -234,6 +245,11 @@ def test_unusual_architectures(algo, options):
     model.learn(24, reset_num_timesteps=False)
 
 
+@pytest.mark.compat(
+    section="Policy settings",
+    setting="gSDE, log_std=reset",
+    checked="The noise matrix is drawn anew from the new log_std; without the option both stay.",
+)
 @pytest.mark.parametrize("algo", ["sac", "ppo", "a2c"])
 def test_gsde_log_std_is_no_weight_and_its_noise_follows_a_reset(algo):
     model = make_model(algo, use_sde=True).learn(24)
@@ -283,6 +299,12 @@ def test_optimizer_state_choices(choice):
     assert len(model.policy.optimizer.state) == held - expected
 
 
+@pytest.mark.compat(
+    section="What is particular to an algorithm",
+    algorithm="sac",
+    setting="entropy temperature",
+    checked="Kept; reset to its start value on request; a fixed one is never touched.",
+)
 def test_entropy_temperature_reset():
     model = make_model("sac", ent_coef="auto_0.3").learn(40)
     temperature = model.log_ent_coef.exp().item()
@@ -297,6 +319,12 @@ def test_entropy_temperature_reset():
     assert fixed.ent_coef_tensor.item() == pytest.approx(0.2)
 
 
+@pytest.mark.compat(
+    section="What is particular to an algorithm",
+    algorithm="sac",
+    setting="VecNormalize statistics and replay buffer",
+    checked="Kept; reset and cleared on request.",
+)
 def test_surroundings_reset_on_request():
     model = make_model("sac")
     env = VecNormalize(model.get_env())
@@ -397,6 +425,13 @@ def test_subclasses_work_through_their_base():
     assert len(apply_intervention(model, "fire").layers) == 3
 
 
+@pytest.mark.compat(
+    section="Devices",
+    algorithm="sac",
+    policy="CnnPolicy",
+    setting="device='cuda', resets",
+    checked="Fresh weights are put in on the device, and it trains on.",
+)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; none here")
 def test_cuda():
     model = make_model("sac", "cnn", device="cuda").learn(24)

@@ -36,6 +36,13 @@ def cpu_seconds_of_children():
 TWINS = ("trpo_mlp", "tqc_mlp")
 
 
+@pytest.mark.compat(
+    section="Command line",
+    algorithm=lambda p: p["name"].rpartition("_")[0],
+    policy=lambda p: p["name"].rpartition("_")[2],
+    setting="train.py --config configs/smoke/{name}.yaml",
+    checked="A subprocess trains with FIRE and metrics; the folder is whole, --play runs.",
+)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.full] if n in TWINS else []) for n in SMOKE],

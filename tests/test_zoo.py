@@ -59,6 +59,11 @@ def agent(folder, algo, run=1):
     return ALGOS[algo].load(folder / "logs" / algo / f"{env}_{run}" / f"{env}.zip", device="cpu")
 
 
+@pytest.mark.compat(
+    section="Command line",
+    setting="python -m rl_zoo3.train",
+    checked="Named under `callback:`: events and metrics at their steps in its TensorBoard logs.",
+)
 @pytest.mark.parametrize(
     "algo", ["ppo", *(pytest.param(a, marks=pytest.mark.full) for a in RUNS if a != "ppo")]
 )
@@ -161,6 +166,12 @@ class Own(ParallelTrainCallback):
     """A user's subclass."""
 
 
+@pytest.mark.compat(
+    section="Refused, with the reason",
+    algorithm="sac",
+    setting="beside rl_zoo3's ParallelTrainCallback",
+    checked="In any order and nesting: an error says that it would undo the surgery.",
+)
 @pytest.mark.parametrize(
     "arrange",
     [
