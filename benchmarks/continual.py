@@ -22,9 +22,10 @@ import multiprocessing
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -253,10 +254,15 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, help="as many, instead of the suite's 5 or 3")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "evidence", help="run folders")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    parser.add_argument(
+        "--check", action="store_true", help="one run of each setting, to the digit"
+    )
     parser.add_argument("--fill", action="store_true", help="only what the JSON has no row of")
     arguments = parser.parse_args()
     plan = planned(SUITES[arguments.suite], arguments.only, arguments.seeds, arguments.runs)
     rows = {(r["setting"], r["arm"], r["seed"]): r for r in committed_rows()}
+    if arguments.check:
+        return check(plan, rows)
     if arguments.fill:
         plan = [job for job in plan if job.key not in rows]
     print(f"{len(plan)} runs in {arguments.runs}", flush=True)
@@ -277,6 +283,19 @@ def main() -> int:
                 outcome = f"{rows[key]['mean_return']:.1f}"
             print(f"{count}/{len(plan)} {' '.join(map(str, key))}: {outcome}", flush=True)
     return 1 if failed else 0
+
+
+def check(plan: Sequence[Job], rows: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> int:
+    """Train one run of FIRE of each setting anew; return 1 if one differs from its row."""
+    different = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for job in plan:
+            if (job.arm, job.seed) == ("fire", 0):
+                again = train(replace(job, folder=Path(folder) / job.setting))
+                same = all(again[k] == rows[job.key][k] for k in ("curve", "evaluated", "events"))
+                different += not same
+                print(f"{job.setting}: {'equal' if same else 'DIFFERENT'}", flush=True)
+    return int(different > 0)
 
 
 def planned(

@@ -35,6 +35,12 @@ MEASURES: dict[str, Callable[[Row], float]] = {
     "at_end": lambda row: float(np.mean(_later(row)[:, -2:])),
     "earlier_tasks": lambda row: _evaluated(row, lambda trained, task: trained != task),
 }
+# Of the actor, mean over the last third of a run's measurements: name in the table -> log key.
+PLASTICITY = {
+    "DfI per singular value": "plasticity/actor/dfi_per_sv",
+    "dormant ratio": "live/actor/dormant_ratio",
+    "effective rank": "live/actor/effective_rank",
+}
 HEADS = {
     "mean_return": "mean return",
     "gain": "gain over `none`",
@@ -95,6 +101,11 @@ def arm_summary(runs: Sequence[Row], control: Sequence[Row]) -> dict[str, Any]:
     for name, values in scores.items():
         cells[name] = _cell(iqm(values), bootstrap_interval(iqm, values))
         cells[name]["runs"] = [round(value, 1) for value in values]
+    cells["plasticity"] = {
+        key: round(float(np.mean([late(run["plasticity"][key]) for run in runs])), 2)
+        for key in PLASTICITY.values()
+        if all(key in run["plasticity"] for run in runs)
+    }
     ours, theirs = scores["mean_return"], [MEASURES["mean_return"](run) for run in control]
     if runs[0]["arm"] != CONTROL:
         chance = probability_of_improvement(ours, theirs)
@@ -105,6 +116,12 @@ def arm_summary(runs: Sequence[Row], control: Sequence[Row]) -> dict[str, Any]:
         cells["gain"] = _cell(float(np.mean(gains)), bootstrap_interval(np_mean, gains))
         cells["gain"]["runs"] = [round(value, 1) for value in gains]
     return cells
+
+
+def late(points: Sequence[Sequence[float]]) -> float:
+    """Return the mean of the last third of a metric's ``[step, value]``."""
+    values = [value for _, value in points]
+    return float(np.mean(values[-max(1, len(values) // 3) :]))
 
 
 def np_mean(scores: Any) -> Any:
@@ -136,6 +153,18 @@ def overview(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def plasticity(found: Mapping[str, Any]) -> str:
+    """Return a table: the actor's metrics in the headline's settings."""
+    lines = ["| setting | arm | " + " | ".join(PLASTICITY) + " |", "|---|---|" + "---:|" * 3]
+    for name in HEADLINE:
+        for arm in ("none", "optimizer_reset", "fire", "random_orthogonal", "reset"):
+            values = found[name]["arms"][arm]["plasticity"]
+            cells = [f"{values[key]:,.1f}" if values[key] > 1 else f"{values[key]:.2f}"
+                     for key in PLASTICITY.values()]  # fmt: skip
+            lines.append(f"| `{name}` | `{arm}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def first_tasks(found: Mapping[str, Any]) -> str:
     """Return a table: what `none` reached in the first task of each setting."""
     lines = ["| setting | training, at its end | evaluated |", "|---|---:|---:|"]
@@ -153,6 +182,7 @@ def filled(text: str, found: Mapping[str, Any]) -> str:
         **{name: lambda name=name: table(found[name], list(HEADS)) for name in HEADLINE},
         "readme": lambda: table(found["cartpole_permutation"], short),
         "overview": lambda: overview(found),
+        "plasticity": lambda: plasticity(found),
         "first_tasks": lambda: first_tasks(found),
     }
 
