@@ -22,6 +22,16 @@ STYLES: dict[str, dict[str, Any]] = {
     "shrink_and_perturb": {"color": "#E69F00", "linestyle": "--", "marker": "P"},
     "optimizer_reset": {"color": "#CC79A7", "linestyle": (0, (1, 1)), "marker": "X"},
 }
+# The other arms: hollow, where all of them are in one picture.
+HOLLOW = {
+    "fire_heads_kept": "<",
+    "fire_heads_reset": ">",
+    "fire_sfe_scale": "h",
+    "fire_head_refit": "*",
+    "fire_on_dfi": "p",
+    "redo": "d",
+    "random_orthogonal": "o",
+}
 CURVES = ("none", "fire", "fire_half", "reset", "optimizer_reset")
 METRICS = {
     "plasticity/actor/dfi_per_sv": "DfI per singular value\n(actor)",
@@ -116,18 +126,21 @@ def trade_off(found: Mapping[str, Any], names: Sequence[str]) -> Any:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(
-        1, len(names), figsize=(3.9 * len(names), 3.9), squeeze=False, layout="constrained"
+        1, len(names), figsize=(3.9 * len(names), 4.3), squeeze=False, layout="constrained"
     )
     for axis, name in zip(axes[0], names, strict=True):
         for arm, cells in found[name]["arms"].items():
             x, y = cells["at_end"]["value"], cells["earlier_tasks"]["value"]
-            style = STYLES.get(arm, {"color": "#888888", "marker": "."})
-            axis.plot(x, y, style["marker"], color=style["color"], markersize=7)
-            axis.annotate(arm, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=6.5)
+            color = STYLES[arm]["color"] if arm in STYLES else "#555555"
+            marker = STYLES[arm]["marker"] if arm in STYLES else HOLLOW[arm]
+            fill = color if arm in STYLES else "none"
+            label = arm if name == names[0] else None
+            axis.plot(x, y, marker, color=color, markerfacecolor=fill, markersize=8, label=label)
         axis.set_title(name.replace("_", ", ", 1), fontsize=10)
         axis.set_xlabel("plasticity: return at a task's end")
-        axis.margins(x=0.25, y=0.12)
+        axis.margins(x=0.1, y=0.1)
     axes[0, 0].set_ylabel("stability: return on earlier tasks")
+    figure.legend(loc="outside lower center", ncols=7, frameon=False, fontsize=8)
     return figure
 
 
