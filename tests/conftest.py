@@ -1,5 +1,7 @@
 """Fixtures of several files."""
 
+import contextlib
+import io
 import sys
 
 import pytest
@@ -21,15 +23,15 @@ RUN = (
 ARMS = {
     "none": (),
     "fire": ("intervention={name: fire}", "schedule={every: 256, stop: 0.99}"),
-    "reset": ("intervention={name: reset}", "schedule={every: 256, stop: 0.99}"),
 }
 
 
 @pytest.fixture(scope="session")
 def real_runs(tmp_path_factory):
-    """Six short runs of train.py, ``<arm>/s<seed>``; to be read only."""
+    """Four short runs of train.py, ``<arm>/s<seed>``; to be read only."""
     root = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
+    tables = contextlib.redirect_stdout(io.StringIO())
+    with pytest.MonkeyPatch.context() as patch, tables:
         for arm, options in ARMS.items():
             for seed in (0, 1):
                 folder = root / arm / f"s{seed}"

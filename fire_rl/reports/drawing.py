@@ -14,7 +14,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 CONTROL_COLOUR = "#000000"
 GREY = "#767676"
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MARKERS = ("s", "^", "D", "v", "P", "X", "<")
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # Rivals that one axis holds beside the control.
 _TOGETHER = 4
@@ -72,13 +72,13 @@ class Style:
 
 
 def styles(arms: Sequence[str], control: str | None) -> dict[str, Style]:
-    """Return each arm's style: no two of twelve share colour and line; the control is black."""
+    """Return each arm's style: no two of thirty share colour and line; the control is black."""
     rivals = [arm for arm in arms if arm != control]
     found = {
         arm: Style(
             COLOURS[k % len(COLOURS)],
             _LINES[k % len(_LINES)],
-            _MARKERS[(k + 1) % len(_MARKERS)],
+            _MARKERS[k % len(_MARKERS)],
         )
         for k, arm in enumerate(rivals)
     }

@@ -22,6 +22,9 @@ from fire_rl.reports.runs import Run
 from fire_rl.reports.targets import atari_game, atari_scores, reward_threshold
 
 CONTROL = "none"
+# How often the 95 % interval of the IQM of so many runs holds the truth, in percent: measured with
+# 2,000 samples of normally distributed scores.
+_COVERAGE = {2: 51, 3: 73, 4: 87}
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def make_experiment(
     branches = {run.branch_step for run in runs}
     start = branches.pop() if len(branches) == 1 else None
     tasks = runs[0].tasks
-    human = tasks is None and all(map(atari_game, games)) and target is None and floor is None
+    atari = bool(games) and all(map(atari_game, games))
+    human = atari and tasks is None and target is None and floor is None
     target, floor, about = _target(games, tasks, target, floor, human)
     return Experiment(
         runs=tuple(runs),
@@ -174,7 +178,8 @@ def _notes(
 ) -> list[str]:
     """Return what the reader has to know about the runs."""
     notes = []
-    groups = group(runs, lambda run: (run.arm, run.env))
+    ordered = sorted(runs, key=lambda run: arms.index(run.arm))
+    groups = group(ordered, lambda run: (run.arm, run.env))
     single = [f"{arm}{f' ({env})' if len(games) > 1 else ''}" for arm, env in groups
               if len(groups[arm, env]) == 1]  # fmt: skip
     if single:
@@ -182,11 +187,12 @@ def _notes(
             f"A single seed: {', '.join(single)}. One run says nothing about others, so that there "
             "are no intervals (–)."
         )
-    few = min(map(len, groups.values()))
-    if 1 < few < 5:
+    few = min((len(members) for members in groups.values() if len(members) > 1), default=5)
+    if few < 5:
         notes.append(
-            f"{few} seeds are few: a bootstrap of so few runs is too narrow, and an interval "
-            "without width says that no resample differs, not that the value is known."
+            f"{few} seeds are few: a 95 % interval of so few holds the truth in about "
+            f"{_COVERAGE[few]} % of cases, and one without width says that no resample differs, "
+            "not that the value is known."
         )
     unknown = [run for run in runs if run.env is None]
     if unknown and games:
