@@ -397,7 +397,7 @@ def test_the_command(tmp_path):
     command = [sys.executable, "-m", "fire_rl.cli", "report", "runs", "--out", "report"]
     run = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, ""), run.stderr
-    assert "| fire |    2 |      15 [10, 20] |" in run.stdout
+    assert re.search(r"\| fire \| +2 \| +15 \[10, 20\] \|", run.stdout)
     assert run.stdout.rstrip().endswith("report/report.html")
     assert "15 [10, 20]" in (tmp_path / "report" / "report.html").read_text()
 

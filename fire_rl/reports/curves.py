@@ -53,6 +53,7 @@ def draw_scores(experiment: Experiment, table: Table, values: dict[str, list[flo
                 _interval(axis, y, row[column], look[str(row[0])])
             axis.set_title(table.columns[column])
             axis.grid(axis="y", visible=False)
+            axis.locator_params(axis="x", nbins=5)
             if table.columns[column].startswith("P("):
                 axis.axvline(0.5, color=GREY, lw=0.8, ls="--")
                 axis.set_xlim(-0.03, 1.03)
@@ -228,6 +229,8 @@ def draw_games(experiment: Experiment) -> list[Picture]:
                 thousands(axis.xaxis)
             for axis in axes[len(curves) :]:
                 axis.set_visible(False)
+            for axis in axes[max(0, len(curves) - columns) : len(curves)]:  # nothing is below them
+                axis.tick_params(labelbottom=True)
             figure.supxlabel("environment steps")
             figure.supylabel("return")
             handles = axes[0].get_legend_handles_labels()

@@ -18,6 +18,7 @@ from fire_rl.reports.checks import (
     common_source,
     group,
 )
+from fire_rl.reports.naming import listed
 from fire_rl.reports.runs import Run
 from fire_rl.reports.targets import atari_game, atari_scores, reward_threshold
 
@@ -197,11 +198,11 @@ def _notes(
     unknown = [run for run in runs if run.env is None]
     if unknown and games:
         notes.append(
-            f"The environment of {', '.join(map(show, unknown))} is not recorded; taken to be that "
-            "of the others."
+            f"The environment of {listed(list(map(show, unknown)))} is not recorded; taken to be "
+            "that of the others."
         )
     unfinished = [run for run in runs if not run.finished]
     if unfinished:
-        notes.append(f"Not finished (no result.json): {', '.join(map(show, unfinished))}.")
+        notes.append(f"Not finished (no result.json): {listed(list(map(show, unfinished)))}.")
     notes += [f"{show(run)}: {run.note}." for run in runs if run.note]
     return notes

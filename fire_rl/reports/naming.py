@@ -42,7 +42,7 @@ def check_rules(paths: Sequence[Path], rules: Rules, flag: str) -> None:
         if not any(_matches(path.as_posix(), glob) for path in paths):
             raise ValueError(
                 f"`{flag} {name}={glob}` matches none of the run folders: "
-                f"{_listed([str(path) for path in paths])}."
+                f"{listed([str(path) for path in paths])}."
             )
 
 
@@ -93,6 +93,7 @@ def is_trunk(path: Path) -> bool:
     return path.name == TRUNK and _SEED.fullmatch(path.parent.name) is not None
 
 
-def _listed(words: Sequence[str], limit: int = 6) -> str:
+def listed(words: Sequence[str], limit: int = 6) -> str:
+    """Return words with commas, the first ones only if there are many."""
     more = f" and {len(words) - limit} more" if len(words) > limit else ""
     return ", ".join(words[:limit]) + more

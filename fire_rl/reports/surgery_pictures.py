@@ -123,7 +123,10 @@ def _trade_off(by_arm: Mapping[str, Layers], look: Mapping[str, Style]) -> Pictu
 def _around(values: Sequence[float], least: float) -> tuple[float, float]:
     """Return limits of a log axis; what is smaller than ``least`` is drawn there."""
     known = [max(value, least) for value in values if np.isfinite(value)]
-    return (min(known) / 2.5, max(known) * 2.5) if known else (least, 1.0)
+    if not known:
+        return least, 1.0
+    pad = 2.5 * (max(known) / min(known)) ** 0.05
+    return min(known) / pad, max(known) * pad
 
 
 def _left_out(layers: Mapping[Any, Any]) -> str:
