@@ -30,6 +30,7 @@ WITH_CRITICS = [algo for algo in {**OFF_POLICY, **CONTRIB_OFF_POLICY} if algo no
 
 def rows(quick, *factors, missing=()):
     """The product of some lists of values: the rows named by ``quick`` now, the others in full."""
+    missing = list(missing)
     return [
         pytest.param(*row, marks=[] if row in quick else pytest.mark.full)
         for row in itertools.product(*factors)
@@ -87,7 +88,7 @@ def _tied(found):
     for module in found.model.policy.modules():
         if isinstance(module, extractors.Tied):
             assert module.net[4].weight is module.net[2].weight
-    assert not any("net.4" in change.name for change in found.reports[-1].layers)
+    assert not any("extractor.net.4" in change.name for change in found.reports[-1].layers)
 
 
 def _unseen(found):
