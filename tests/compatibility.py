@@ -51,11 +51,12 @@ _DEFAULTS = {"algorithm": "{algo}", "policy": "MlpPolicy", "setting": ""}
 
 def row_of(item):
     """The row that a test proves, without its result; None if it proves none."""
-    marks = list(item.iter_markers("compat"))
-    if not marks:
+    own = [mark for mark in item.own_markers if mark.name == "compat"]  # parameters' are the last
+    above = [mark for mark in item.iter_markers("compat") if mark not in own]
+    if not own and not above:
         return None
     row = dict(_DEFAULTS)
-    for mark in reversed(marks):  # the closest is the last
+    for mark in [*reversed(above), *own]:
         row.update(mark.kwargs)
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     row = {
