@@ -113,7 +113,8 @@ def network_groups(model: BaseAlgorithm) -> tuple[NetworkGroup, ...]:
                 if local in twin_items:
                     twins[name] = twin_items[local]
     for path in anatomy.shared:
-        for _, item in _named_items(_get(model, path) or nn.Identity(), dedupe=False):
+        part = _get(model, path)
+        for _, item in [] if part is None else _named_items(part, dedupe=False):
             if names[id(item)] not in owners:
                 items[names[id(item)]] = item
                 owners[names[id(item)]] = list(anatomy.parts)
@@ -296,7 +297,9 @@ def _head_names(
     heads = []
     for path in anatomy.heads:
         found = _get(model, path.removesuffix(".*"))
-        for module in found or () if path.endswith(".*") else [found]:
+        if found is None:
+            continue
+        for module in found if path.endswith(".*") else [found]:
             layers = weight_layers(module) if isinstance(module, nn.Module) else ()
             if layers:
                 heads.append(names[id(layers[-1].module)])

@@ -35,20 +35,20 @@ def attach(model, total=96, *, every=32, still=(), **options):
     Args:
         model: Any SB3 model.
         total: Environment steps.
-        every: Period of FIRE.
+        every: Steps between events.
         still: Parts of names of weights that may stand still in training (a dead unit).
         **options: Of FireCallback.
     """
-    fire = FireCallback(every=every, stop=1.0, **{"method": "exact", **options})
+    start = model.num_timesteps
+    planned = range(start + every, start + total - TRAINED_AT_LEAST + 1, every)
+    fire = FireCallback(at=list(planned), **{"method": "exact", **options})
     metrics = PlasticityMetricsCallback(every=16, probe_size=32)
     before, after = _Before(), _After(fire)
     after.before = before
     ordered = [before, fire, after, metrics]
-    start = model.num_timesteps
     model.learn(total, callback=ordered, reset_num_timesteps=False)
-    assert len(fire.reports) >= 2
-    assert model.num_timesteps - fire.reports[-1].num_timesteps >= min(TRAINED_AT_LEAST, every)
-    assert all(r.num_timesteps > start for r in fire.reports)
+    assert len(fire.reports) == len(planned) >= 2
+    assert model.num_timesteps > fire.reports[-1].num_timesteps
     _check_that_training_went_on(model, after, still)
     _check_reports(fire.reports)
     return Attached(model, fire.reports, _checked(metrics.history), after.checked)

@@ -30,6 +30,7 @@ WITH_CRITICS = [algo for algo in {**OFF_POLICY, **CONTRIB_OFF_POLICY} if algo no
 
 def rows(quick, *factors, missing=()):
     """The product of some lists of values: the rows named by ``quick`` now, the others in full."""
+    missing = list(missing)
     return [
         pytest.param(*row, marks=[] if row in quick else pytest.mark.full)
         for row in itertools.product(*factors)
@@ -87,7 +88,7 @@ def _tied(found):
     for module in found.model.policy.modules():
         if isinstance(module, extractors.Tied):
             assert module.net[4].weight is module.net[2].weight
-    assert not any("net.4" in change.name for change in found.reports[-1].layers)
+    assert not any("extractor.net.4" in change.name for change in found.reports[-1].layers)
 
 
 def _unseen(found):
@@ -143,7 +144,7 @@ OLD_WEIGHT_NORM = "ignore:.*weight_norm. is deprecated:FutureWarning"
     ),
 )
 def test_extractors(algo, kind):
-    """Attached."""
+    """Attached; what is kept is named, what is tied stays tied, norm statistics stay at events."""
     extractor, observation, check = EXTRACTORS[kind]
     kwargs = {"features_extractor_class": extractor, "features_extractor_kwargs": {}}
     found = attach(make_model(algo, observation, policy_kwargs=kwargs))
@@ -198,7 +199,7 @@ def test_spectral_norm_is_refused_before_training(algo, kind):
 @pytest.mark.compat(section="Policy settings", setting="n_critics={n_critics}")
 @pytest.mark.parametrize(("algo", "n_critics"), rows([("sac", 3)], WITH_CRITICS, [1, 2, 3]))
 def test_any_number_of_critics(algo, n_critics):
-    """Attached; each critic has a head and a target."""
+    """Attached; each critic has a head."""
     model = make_model(algo, policy_kwargs={"n_critics": n_critics})
     attach(model)
     (critic,) = (group for group in network_groups(model) if group.role == "critic")
@@ -282,14 +283,18 @@ def test_architectures_activations_and_optimizers(algo, kind):
 @pytest.mark.compat(section="Policy settings", policy="CnnPolicy", setting="frozen extractor")
 @pytest.mark.parametrize("algo", rows([("dqn",)], [a for a in EVERY_ALGORITHM if a != "trpo"]))
 def test_a_frozen_extractor_stays(algo):
-    """Attached; equal to the bit at the end of training, and reported as frozen."""
+    """Attached; at the end of training it is what it was, and it was reported as frozen."""
     model = make_model(algo, "cnn")
     for module in model.policy.modules():
         if isinstance(module, TinyExtractor):
             module.requires_grad_(False)
     before = state_of(model)
     found = attach(model)
-    assert not [n for n in changed(before, state_of(model)) if "features_extractor" in n]
+    after = state_of(model)
+    for name in changed(before, after):
+        if "features_extractor" in name:  # a target, by the rounding of SB3's polyak updates
+            assert "_target" in name
+            torch.testing.assert_close(after[name], before[name])
     _kept("frozen")(found)
 
 
@@ -345,7 +350,7 @@ class Counting:
 
 PARTS = {
     "ppo": ("mlp_extractor",), "a2c": ("mlp_extractor",), "trpo": ("mlp_extractor",),
-    "maskable_ppo": ("mlp_extractor",), "recurrent_ppo": ("mlp_extractor",),
+    "maskable_ppo": ("mlp_extractor",), "recurrent_ppo": ("action_net", "value_net"),
     "dqn": ("q_net", "q_net_target"), "qrdqn": ("quantile_net", "quantile_net_target"),
     "sac": ("actor", "critic", "critic_target"), "tqc": ("actor", "critic", "critic_target"),
     "td3": ("actor", "actor_target", "critic", "critic_target"),
@@ -357,7 +362,7 @@ PARTS = {
 @pytest.mark.compat(section="Compiled networks", setting="torch.compile(model.policy)")
 @pytest.mark.parametrize("algo", rows([("ppo",)], EVERY_ALGORITHM))
 def test_a_compiled_policy(algo):
-    """Attached; compiled code goes on with the new weights, and names are as without it."""
+    """Attached; names are as without it. What SB3 runs compiled (on-policy) has the new weights."""
     model, backend = make_model(algo), Counting()
     names = [change.name for change in apply_intervention(model, FIRE(), dry_run=True).layers]
     model.policy = torch.compile(model.policy, backend=backend)
@@ -382,8 +387,7 @@ def test_compiled_parts(algo):
     before = backend.runs
     apply_intervention(model, FIRE(hidden="reset"))
     model.learn(32, reset_num_timesteps=False)
-    # On-policy algorithms call methods of the extractor, which torch.compile leaves alone.
-    assert backend.runs > before or algo in ON_POLICY
+    assert backend.runs > before > 0
 
 
 @pytest.mark.full

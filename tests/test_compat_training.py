@@ -294,7 +294,7 @@ def test_learning_in_chunks(algo):
 @pytest.mark.compat(section="Training loops", setting="beside other callbacks")
 @pytest.mark.parametrize("algo", ["ppo", pytest.param("sac", marks=pytest.mark.full)])
 def test_beside_other_callbacks(algo, tmp_path):
-    """Events happen beside SB3's own callbacks, a list of them and a function."""
+    """Events and measurements happen beside SB3's own callbacks, and inside a CallbackList."""
     fire = FireCallback(every=32, stop=1.0)
     metrics = PlasticityMetricsCallback(every=32, probe_size=32)
 
@@ -332,7 +332,7 @@ def loaded_elsewhere(tmp_path_factory):
     observations = np.random.default_rng(0).uniform(-1, 1, (4, 5)).tolist()
     for algo in EVERY_ALGORITHM:
         callbacks = [FireCallback(every=16), PlasticityMetricsCallback(32, probe_size=32)]
-        models[algo] = make_model(algo).learn(64, callback=callbacks)
+        models[algo] = make_model(algo).learn(60, callback=callbacks)
         models[algo].save(folder / algo)
         jobs.append([algo, type(models[algo]).__name__, str(folder / f"{algo}.zip"), observations])
     command = [sys.executable, "-c", PLAIN_SB3, json.dumps(jobs)]

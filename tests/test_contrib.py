@@ -73,7 +73,7 @@ def test_events_happen_at_the_rollout_after_the_crossing(algo):
 
 @pytest.mark.compat(
     section="Training loops",
-    policy="{observation}",
+    policy=lambda p: "dict" if p["algo"] == "her" else p["observation"],
     setting=lambda p: "metrics change nothing" + ", HerReplayBuffer" * (p["algo"] == "her"),
 )
 @pytest.mark.parametrize(

@@ -145,6 +145,13 @@ def test_minatar_network_wants_images():
 # --------------------------------------------------------------------------------- with fire_rl
 
 
+@pytest.mark.compat(
+    section="Policies of your own",
+    algorithm=lambda p: {"simba": "sac", "minatar": "dqn"}[p["name"]],
+    policy=lambda p: {"simba": "SimBaPolicy", "minatar": "XavierCnnPolicy, MinAtarCNN"}[p["name"]],
+    setting="as published",
+    checked="Every matrix becomes isometric, no norm layer is touched; it trains on.",
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_fire_reaches_every_matrix_and_training_goes_on(name):
     model = MODELS[name]().learn(24)

@@ -40,7 +40,7 @@ TWINS = ("trpo_mlp", "tqc_mlp")
     section="Command line",
     algorithm=lambda p: p["name"].rpartition("_")[0],
     policy=lambda p: p["name"].rpartition("_")[2],
-    setting="train.py --config configs/smoke/{name}.yaml",
+    setting="train.py with its file in configs/smoke",
     checked="A subprocess trains with FIRE and metrics; the folder is whole, --play runs.",
 )
 @pytest.mark.parametrize(
