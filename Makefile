@@ -33,7 +33,7 @@ test-all: lint  ## the same with the complete contract tables
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
 
 compatibility: venv  ## run every row of docs/compatibility.md and write it anew
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --compatibility docs/compatibility.md
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --compatibility=docs/compatibility.md tests
 
 evidence: venv  ## rerun the headline of docs/evidence.md: 14 arms, 5 seeds, 3 settings; an hour or two
 	$(BIN)/python -m benchmarks.continual --suite headline

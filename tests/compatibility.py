@@ -10,7 +10,7 @@ A test says which row it proves with a mark::
 
 Texts are filled in from the test's parameters, or are functions of them; ``algorithm`` is
 ``"{algo}"`` unless given. A mark on a single ``pytest.param(...)`` goes before that of the
-function. ``pytest --compatibility PATH`` runs these tests only and writes the page, with what came
+function. ``pytest --compatibility=PATH tests`` runs these tests only and writes the page, with what came
 out of each.
 """
 

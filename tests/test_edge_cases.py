@@ -139,7 +139,7 @@ def test_numbers_of_numpy_are_numbers():
         (lambda: FIRE(networks=[]), "`networks` must name a role"),
         (lambda: AtFractions([1.0]), r"in \(0, 1\)"),
         (lambda: FireCallback(at=[1], seed="a"), "`seed` must be a whole number"),
-        (lambda: FireCallback(at="100"), "got '100'"),
+        (lambda: FireCallback(at="soon"), "got 'soon'"),
         (lambda: InterventionCallback("fire", Every), "`schedule` must be a mapping"),
         (lambda: InterventionCallback({"strength": 0.5}), "needs a `name`"),
         (lambda: newton_schulz(torch.eye(2), 2.5), "`num_steps` must be a whole number"),

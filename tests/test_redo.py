@@ -416,7 +416,7 @@ def test_parametrized_layers_are_named():
     assert recycled(report) == set()
 
 
-@pytest.mark.parametrize("tau", [-0.1, math.nan, math.inf, True, "0.1", None])
+@pytest.mark.parametrize("tau", [-0.1, math.nan, math.inf, True, "a tenth", None])
 def test_tau_is_a_number_of_at_least_zero(tau):
     with pytest.raises(ValueError, match=r"`tau` must be a number of at least 0, got"):
         ReDo(tau=tau)

@@ -76,7 +76,8 @@ def test_the_zoo_trains_with_fire_and_metrics(algo, tmp_path):
     reports = [entry for entry in entries if "planned_step" in entry]
     events = [report["num_timesteps"] for report in reports]
     assert [report["planned_step"] for report in reports] == [256, 512, 768]
-    kinds = {layer["kind"] for layer in reports[0]["networks"]["actor"]["layers"]}
+    networks = reports[0]["networks"].values()
+    kinds = {layer["kind"] for changes in networks for layer in changes["layers"]}
     assert kinds == ({"linear", "recurrent"} if recurrent else {"linear"})
     assert all(0 <= r["num_timesteps"] - r["planned_step"] < 256 for r in reports)
     assert tags["intervention/critic/dfi_after"] == events
