@@ -262,13 +262,11 @@ def main() -> int:
     plan = planned(SUITES[arguments.suite], arguments.only, arguments.seeds, arguments.runs)
     rows = {(r["setting"], r["arm"], r["seed"]): r for r in committed_rows()}
     if arguments.check:
-        return check(plan, rows)
+        return check(plan, rows, arguments.jobs)
     if arguments.fill:
         plan = [job for job in plan if job.key not in rows]
     print(f"{len(plan)} runs in {arguments.runs}", flush=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train"])
-    with ProcessPoolExecutor(arguments.jobs, mp_context=context, max_tasks_per_child=1) as pool:
+    with workers(arguments.jobs) as pool:
         jobs = {pool.submit(train, job): job for job in plan}
         failed = 0
         for count, future in enumerate(as_completed(jobs), start=1):
@@ -285,16 +283,26 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def check(plan: Sequence[Job], rows: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> int:
+def workers(jobs: int) -> ProcessPoolExecutor:
+    """Return processes that train one run each, and have imported what they need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train"])
+    return ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1)
+
+
+def check(
+    plan: Sequence[Job], rows: Mapping[tuple[str, str, int], Mapping[str, Any]], jobs: int
+) -> int:
     """Train one run of FIRE of each setting anew; return 1 if one differs from its row."""
     different = 0
-    with tempfile.TemporaryDirectory() as folder:
-        for job in plan:
-            if (job.arm, job.seed) == ("fire", 0):
-                again = train(replace(job, folder=Path(folder) / job.setting))
-                same = all(again[k] == rows[job.key][k] for k in ("curve", "evaluated", "events"))
-                different += not same
-                print(f"{job.setting}: {'equal' if same else 'DIFFERENT'}", flush=True)
+    with tempfile.TemporaryDirectory() as folder, workers(jobs) as pool:
+        chosen = [job for job in plan if (job.arm, job.seed) == ("fire", 0)]
+        again = pool.map(train, (replace(j, folder=Path(folder) / j.setting) for j in chosen))
+        for job, row in zip(chosen, again, strict=True):
+            now = json.loads(json.dumps(row))  # as it would be read
+            same = all(now[k] == rows[job.key][k] for k in ("curve", "evaluated", "events"))
+            different += not same
+            print(f"{job.setting}: {'equal' if same else 'DIFFERENT'}", flush=True)
     return int(different > 0)
 
 

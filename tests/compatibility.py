@@ -10,8 +10,8 @@ A test says which row it proves with a mark::
 
 Texts are filled in from the test's parameters, or are functions of them; ``algorithm`` is
 ``"{algo}"`` unless given. A mark on a single ``pytest.param(...)`` goes before that of the
-function. ``pytest --compatibility=PATH tests`` runs these tests only and writes the page, with what came
-out of each.
+function. ``pytest --compatibility=PATH tests`` runs these tests only and writes the page, with what
+came out of each.
 """
 
 import datetime
