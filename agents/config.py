@@ -21,7 +21,8 @@ from pydantic import (
 from agents.algorithms import ALGORITHMS, algorithm_name, check_agent, hyperparameters
 from agents.interventions import check_arms, check_intervention, check_parts, check_schedule
 from agents.plain_yaml import ConfigError
-from agents.signatures import as_number, hint
+from agents.signatures import hint
+from fire_rl._validation import as_number
 
 # Checks of things that agents know nothing of (environments), given by train.py.
 Checks = Mapping[str, Callable[[Any, Mapping[str, Any]], object]]

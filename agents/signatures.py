@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 import types
 from collections.abc import Collection, Mapping
 from functools import cache
@@ -12,9 +11,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter
 
-from fire_rl._validation import nearest
-
-NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
+from fire_rl._validation import as_number, nearest
 
 
 @cache
@@ -46,12 +43,6 @@ def convert(label: str, declared: Any, value: Any) -> Any:
     except ValueError as error:  # ValidationError is one
         raise ValueError(f"`{label}` must be {_describe(declared)}, got {value!r}.") from error
     return list(converted) if isinstance(converted, tuple) else converted
-
-
-def as_number(value: Any) -> Any:
-    """Read text such as ``1e-3``, which YAML 1.1 takes for a word, as the number that it is."""
-    is_number = isinstance(value, str) and NUMBER.fullmatch(value)
-    return float(value.replace("_", "")) if is_number else value
 
 
 def takes_schedule(declared: Any) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import hashlib
 import json
 import multiprocessing
@@ -23,7 +22,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,10 +30,10 @@ from typing import Any
 
 import numpy as np
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks._common import RESULTS, ROOT, write_rows
 from fire_rl.episodes import read_episodes
+from fire_rl.reports.sources import read_events, read_scalars, read_tasks
 
 CONFIGS = ROOT / "configs" / "continual"
 RESULT = "continual"
@@ -176,7 +175,10 @@ def row(folder: Path) -> dict[str, Any]:
     total = config["total_timesteps"]
     tasks = total // config["tasks"]["every"] if config["tasks"] else 1
     curve = task_curves(read_episodes(folder), total // tasks, tasks)
-    evaluated = list(evaluations(folder / "continual.csv"))
+    evaluated = [
+        (int(line["trained_task"]), int(line["task"]), round(line["return"], 2))
+        for line in read_tasks(folder)
+    ]
     earlier = [score for trained, task, score in evaluated if task != trained]
     current = [score for trained, task, score in evaluated if task == trained]
     return {
@@ -189,7 +191,9 @@ def row(folder: Path) -> dict[str, Any]:
         "current_tasks": _rounded(np.mean(current)) if current else None,
         "earlier_tasks": _rounded(np.mean(earlier)) if earlier else None,
         "evaluated": evaluated,
-        "events": events(folder / "interventions.jsonl"),
+        "events": sorted(
+            {r["num_timesteps"] for r in read_events(folder) if r["intervention"] != CONTROL}
+        ),
         "plasticity": plasticity(folder),
         "steps_per_second": round(result["steps_per_second"], 1),
         "curve": _rounded(curve.flatten()),
@@ -212,30 +216,14 @@ def task_curves(episodes: Sequence[tuple[int, float]], period: int, tasks: int) 
     return curve
 
 
-def evaluations(path: Path) -> Iterator[tuple[int, int, float]]:
-    """Yield ``(task trained, task evaluated, mean return)`` at the end of each task."""
-    if path.exists():
-        with path.open(encoding="utf-8") as file:
-            for line in csv.DictReader(file):
-                numbers = int(line["trained_task"]), int(line["task"]), float(line["return"])
-                yield numbers[0], numbers[1], round(numbers[2], 2)
-
-
-def events(path: Path) -> list[int]:
-    """Return the steps at which something changed."""
-    if not path.exists():
-        return []
-    reports = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    steps = {r["num_timesteps"] for r in reports if r.get("intervention", "none") != "none"}
-    return sorted(steps)
-
-
 def plasticity(folder: Path) -> dict[str, list[list[float]]]:
     """Return ``[step, value]`` of every pooled metric of the networks, by log key."""
-    log = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     return {
-        key: [[point.step, float(f"{point.value:.4g}")] for point in log.Scalars(key)]
-        for key in log.Tags()["scalars"]
+        key: [
+            [int(step), float(f"{value:.4g}")]
+            for step, value in zip(series.steps, series.values, strict=True)
+        ]
+        for key, series in read_scalars(folder)[0].items()
         if key.startswith(("plasticity/", "live/")) and key.endswith(METRICS)
     }
 

@@ -23,7 +23,8 @@ import numpy as np
 
 from benchmarks._common import RESULTS, ROOT
 from benchmarks.continual import ARMS, BINS, CONTROL, FULL, HEADLINE, RESULT, SIX
-from fire_rl.statistics import bootstrap_interval, iqm, probability_of_improvement
+from fire_rl.plain import without_nan
+from fire_rl.statistics import bootstrap_interval, iqm, mean, probability_of_improvement
 
 Row = Mapping[str, Any]
 Cell = dict[str, float]
@@ -56,7 +57,7 @@ def main() -> None:
     """Compute, write the JSON, the tables and the pictures."""
     rows = json.loads((RESULTS / f"{RESULT}.json").read_text())["rows"]
     found = summary(rows)
-    text = json.dumps(found, indent=1).replace("NaN", "null")
+    text = json.dumps(without_nan(found), indent=1, allow_nan=False)
     (RESULTS / "evidence.json").write_text(text + "\n")
     for path in (ROOT / "docs" / "evidence.md", ROOT / "README.md"):
         path.write_text(filled(path.read_text(encoding="utf-8"), found), encoding="utf-8")
@@ -113,7 +114,7 @@ def arm_summary(runs: Sequence[Row], control: Sequence[Row]) -> dict[str, Any]:
         cells["better_than_none"] = _cell(chance, interval, digits=2)
         by_seed = {run["seed"]: value for run, value in zip(control, theirs, strict=True)}
         gains = [v - by_seed[run["seed"]] for run, v in zip(runs, ours, strict=True)]
-        cells["gain"] = _cell(float(np.mean(gains)), bootstrap_interval(np_mean, gains))
+        cells["gain"] = _cell(mean(gains), bootstrap_interval(mean, gains))
         cells["gain"]["runs"] = [round(value, 1) for value in gains]
     return cells
 
@@ -122,11 +123,6 @@ def late(points: Sequence[Sequence[float]]) -> float:
     """Return the mean of the last third of a metric's ``[step, value]``."""
     values = [value for _, value in points]
     return float(np.mean(values[-max(1, len(values) // 3) :]))
-
-
-def np_mean(scores: Any) -> Any:
-    """Mean over runs and tasks, of arrays ``(..., runs, tasks)``."""
-    return np.nanmean(np.asarray(scores), axis=(-2, -1))
 
 
 def table(setting: Mapping[str, Any], columns: Sequence[str]) -> str:

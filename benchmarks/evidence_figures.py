@@ -10,17 +10,19 @@ import yaml
 
 from benchmarks._common import ROOT
 from benchmarks.continual import ARMS, BINS, CONTROL, HEADLINE, SIX
+from fire_rl.reports.drawing import COLOURS, CONTROL_COLOUR
 
 IMAGES = ROOT / "docs" / "images"
-# Okabe & Ito's colours, which the colour-blind tell apart; dashes and markers for print.
+# The report's colours, which the colour-blind tell apart; dashes and markers for print.
+_BLUE, _RED, _GREEN, _PINK, _ORANGE, _SKY = COLOURS
 STYLES: dict[str, dict[str, Any]] = {
-    "none": {"color": "#000000", "linestyle": "-", "marker": "o"},
-    "fire": {"color": "#0072B2", "linestyle": "-", "marker": "s"},
-    "fire_exact": {"color": "#56B4E9", "linestyle": "--", "marker": "D"},
-    "fire_half": {"color": "#009E73", "linestyle": "-.", "marker": "^"},
-    "reset": {"color": "#D55E00", "linestyle": ":", "marker": "v"},
-    "shrink_and_perturb": {"color": "#E69F00", "linestyle": "--", "marker": "P"},
-    "optimizer_reset": {"color": "#CC79A7", "linestyle": (0, (1, 1)), "marker": "X"},
+    "none": {"color": CONTROL_COLOUR, "linestyle": "-", "marker": "o"},
+    "fire": {"color": _BLUE, "linestyle": "-", "marker": "s"},
+    "fire_exact": {"color": _SKY, "linestyle": "--", "marker": "D"},
+    "fire_half": {"color": _GREEN, "linestyle": "-.", "marker": "^"},
+    "reset": {"color": _RED, "linestyle": ":", "marker": "v"},
+    "shrink_and_perturb": {"color": _ORANGE, "linestyle": "--", "marker": "P"},
+    "optimizer_reset": {"color": _PINK, "linestyle": (0, (1, 1)), "marker": "X"},
 }
 # The other arms: hollow, where all of them are in one picture.
 HOLLOW = {
@@ -110,7 +112,7 @@ def arms(found: Mapping[str, Any], names: Sequence[str]) -> Any:
         for arm, cell in cells.items():
             height = order.index(arm)
             is_fire = arm.startswith("fire")
-            color = "#0072B2" if is_fire else "#000000" if arm == CONTROL else "#D55E00"
+            color = _BLUE if is_fire else CONTROL_COLOUR if arm == CONTROL else _RED
             axis.plot(cell["runs"], [height] * len(cell["runs"]), "|", color=color, alpha=0.5)
             axis.plot([cell["low"], cell["high"]], [height, height], color=color, linewidth=2)
             axis.plot(cell["value"], height, "s" if is_fire else "o", color=color, markersize=5)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Collection
 from numbers import Real
 from typing import Any
+
+NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def nearest(name: object, choices: Collection[str], count: int = 1) -> str:
@@ -40,10 +43,8 @@ def as_number(value: Any) -> Any:
 
     YAML 1.1 reads ``1e5`` and ``1e-3`` as texts (a float needs a dot there).
     """
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    is_number = isinstance(value, str) and NUMBER.fullmatch(value)
+    return float(value.replace("_", "")) if is_number else value
 
 
 def check_int(argument: str, value: Any, minimum: int) -> int:

@@ -131,14 +131,9 @@ def register_anatomy(algorithm: type[BaseAlgorithm] | type[BasePolicy], anatomy:
     _REGISTERED[algorithm] = anatomy
 
 
-def known_anatomy(algorithm: type) -> Anatomy | None:
-    """Return what is registered or built in for exactly this class."""
-    return registered_anatomy(algorithm) or ANATOMIES.get(algorithm)
-
-
-def registered_anatomy(kind: type) -> Anatomy | None:
-    """Return what is registered for exactly this class of an algorithm or policy."""
-    return _REGISTERED.get(kind)
+def known_anatomy(kind: type) -> Anatomy | None:
+    """Return what is registered or built in for exactly this class of an algorithm or policy."""
+    return _REGISTERED.get(kind) or ANATOMIES.get(kind)
 
 
 def _dqn_outputs(policy: Any, observations: Any, actions: Tensor | None) -> PolicyOutputs:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
+
+from fire_rl.plain import without_nan
 
 
 def summary_writer(logger: Logger) -> Any | None:
@@ -34,7 +35,7 @@ def append_json(path: Path, entry: Mapping[str, Any]) -> None:
     """Append one line to a file of JSON lines; NaN becomes null, for JSON has none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(_without_nan(entry)) + "\n")
+        file.write(json.dumps(without_nan(entry)) + "\n")
 
 
 def custom_scalars_layout(roles: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
@@ -108,12 +109,3 @@ def _event_file(output: Any) -> str | None:
         return None
     writer: Any = output.writer
     return Path(writer.file_writer.event_writer._file_name).name
-
-
-def _without_nan(value: Any) -> Any:
-    """Replace NaN and infinity by None."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

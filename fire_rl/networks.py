@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fire_rl._random import isolated_rng
 from fire_rl._validation import nearest
-from fire_rl.anatomy import Anatomy, known_anatomy, registered_anatomy
+from fire_rl.anatomy import Anatomy, known_anatomy
 from fire_rl.contrib_anatomies import contrib_anatomy, why_refused
 from fire_rl.interventions.base import Network, named_tensors
 from fire_rl.layers import plain_name, weight_layers, weight_layers_of
@@ -64,7 +64,7 @@ def anatomy_of(model: BaseAlgorithm) -> Anatomy:
     policy = getattr(model, "policy", None)
     policy = getattr(policy, "_orig_mod", policy)  # as it was before torch.compile
     for kind in (*type(policy).__mro__, *type(model).__mro__):
-        anatomy = registered_anatomy(kind) or known_anatomy(kind) or contrib_anatomy(kind)
+        anatomy = known_anatomy(kind) or contrib_anatomy(kind)
         if anatomy is None:
             if why := why_refused(kind):
                 raise ValueError(f"`model` is a {name}, which has no use for fire_rl: {why}")

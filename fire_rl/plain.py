@@ -7,6 +7,7 @@ tensors (read with ``weights_only=True``). What comes back has the same types.
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,15 @@ from numpy.typing import NDArray
 FILES = ("tree.json", "arrays.npz", "tensors.pt")
 _TAG = "~"  # marks what JSON has no form for: {"~": kind, "v": value}
 _SCALARS = (bool, int, float, str, type(None))
+
+
+def without_nan(value: Any) -> Any:
+    """Replace NaN and infinity, for which JSON has no number, by None; tuples become lists."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_plain(value: Any) -> bool:

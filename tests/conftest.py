@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import train
+from fire_rl import anatomy as registry
 from tests.compatibility import (  # noqa: F401  # hooks
     pytest_addoption,
     pytest_collection_modifyitems,
@@ -55,3 +56,9 @@ def main(monkeypatch, capfd):
         return code, out, err
 
     return run
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(registry, "_REGISTERED", {})

@@ -34,12 +34,6 @@ from tests.own_policies import DuelingPolicy
 pytestmark = pytest.mark.filterwarnings(IGNORE_LSTM)
 
 
-@pytest.fixture
-def registered(monkeypatch):
-    """What a test registers is forgotten after it."""
-    monkeypatch.setattr(registry, "_REGISTERED", {})
-
-
 def groups_of(model):
     return {group.role: group for group in network_groups(model)}
 

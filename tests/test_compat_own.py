@@ -13,19 +13,12 @@ from fire_rl import (
     apply_intervention,
     register_anatomy,
 )
-from fire_rl import anatomy as registry
 from fire_rl.networks import anatomy_of, network_groups
 from tests import own_policies
 from tests.attached import attach
 from tests.models import EVERY_ALGORITHM, IGNORE_LSTM, changed, make_model, state_of
 
 pytestmark = pytest.mark.filterwarnings(IGNORE_LSTM)
-
-
-@pytest.fixture
-def registered(monkeypatch):
-    """What a test registers is forgotten after it."""
-    monkeypatch.setattr(registry, "_REGISTERED", {})
 
 
 def names_of(report):

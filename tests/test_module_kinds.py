@@ -20,6 +20,7 @@ from fire_rl import (
 )
 from fire_rl.layers import weight_layers
 from fire_rl.networks import network_groups
+from tests.extractors import Residual
 from tests.models import changed, make_model, state_of
 
 INTERVENTIONS = [
@@ -298,20 +299,6 @@ def test_agents_with_compiled_networks(algo):
 
 
 # --- as feature extractors of agents
-
-
-class Residual(nn.Module):
-    """An IMPALA block."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1),
-            nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1),
-        )  # fmt: skip
-
-    def forward(self, x):
-        return x + self.body(x)
 
 
 class Impala(BaseFeaturesExtractor):

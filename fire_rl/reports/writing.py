@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fire_rl._validation import check_choice
+from fire_rl.plain import without_nan
 from fire_rl.reports import measures, naming
 from fire_rl.reports.contents import make_tables
 from fire_rl.reports.experiment import Experiment, make_experiment
@@ -106,7 +106,7 @@ def write_report(
         "files": [*files, _INDEX],
         **_numbers(experiment, tables, score),
     }
-    files[_INDEX] = json.dumps(_without_nan(index), indent=1, allow_nan=False) + "\n"
+    files[_INDEX] = json.dumps(without_nan(index), indent=1, allow_nan=False) + "\n"
     _write(folder, files)
     return Report(folder / "report.html", experiment, tuple(tables), tuple(files))
 
@@ -213,12 +213,3 @@ def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         data = content.encode("utf-8") if isinstance(content, str) else content
         path.write_bytes(data)
-
-
-def _without_nan(value: Any) -> Any:
-    """Replace by None what JSON has no number for."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
