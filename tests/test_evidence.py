@@ -53,7 +53,7 @@ def test_a_buffer_is_cleared_and_no_weight_changes_before_every_arm():
     values = continual.configuration(continual.FULL["dqn_offset_cleared"], "fire", 0)
     clearing, fire = values["intervention"]
     assert (clearing["keep"], clearing["replay_buffer"]) == (1.0, "clear")
-    assert clearing["schedule"] == fire["schedule"] == {"at": [8_192, 16_384]}
+    assert clearing["schedule"] == fire["schedule"] == {"at": [32_768, 65_536]}
 
 
 def test_curves_by_hand():
