@@ -106,6 +106,8 @@ FULL = {
         )
     },
     "sac_priming": Setting("sac_priming", at=1_024),
+    # The same without priming: is that task learned when nothing has spoilt the networks?
+    "sac_unprimed": Setting("sac_unprimed", arms=(CONTROL,)),
 }
 SUITES = {"headline": HEADLINE, "full": FULL}
 
