@@ -87,6 +87,7 @@ def first_task(control: Sequence[Row]) -> dict[str, list[float]]:
     """Return what `none` reached in the first task, a number for each seed."""
     evaluated = [[score for t, k, score in row["evaluated"] if t == k == 0] for row in control]
     return {
+        "at_start": [round(row["after_switch"][0], 1) for row in control],
         "at_end": [round(row["at_end"][0], 1) for row in control],
         "evaluated": [scores[0] for scores in evaluated if scores],
     }
@@ -142,11 +143,16 @@ def overview(found: Mapping[str, Any]) -> str:
     arms = [arm for arm in SIX if arm != CONTROL]
     heads = ["`none`", *(f"`{arm}`" for arm in arms)]
     lines = ["| setting | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
-    for name, setting in found.items():
+    for name, setting in compared(found).items():
         level = f"{setting['arms'][CONTROL]['mean_return']['value']:.1f}"
         gains = [_text(setting["arms"].get(arm, {}).get("gain"), "gain") for arm in arms]
         lines.append(f"| `{name}` | {level} | " + " | ".join(gains) + " |")
     return "\n".join(lines)
+
+
+def compared(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that have more arms than `none`."""
+    return {name: setting for name, setting in found.items() if len(setting["arms"]) > 1}
 
 
 def plasticity(found: Mapping[str, Any]) -> str:
@@ -163,7 +169,8 @@ def plasticity(found: Mapping[str, Any]) -> str:
 
 def first_tasks(found: Mapping[str, Any]) -> str:
     """Return a table: what `none` reached in the first task of each setting."""
-    lines = ["| setting | training, at its end | evaluated |", "|---|---:|---:|"]
+    lines = ["| setting | training, first eighth | last quarter | evaluated |"]
+    lines.append("|---|" + "---:|" * 3)
     for name, setting in found.items():
         cells = [", ".join(f"{v:.1f}" for v in values) or "–"
                  for values in setting["first_task"].values()]  # fmt: skip

@@ -150,13 +150,13 @@ def settings(found: Mapping[str, Any]) -> Any:
     """What each arm gains over `none` in every setting, as a share of the level of `none`."""
     from matplotlib import pyplot as plt
 
-    compared = [arm for arm in SIX if arm != CONTROL]
-    names = list(found)[::-1]
+    others = [arm for arm in SIX if arm != CONTROL]
+    names = [name for name in found if len(found[name]["arms"]) > 1][::-1]
     figure, axis = plt.subplots(figsize=(8.2, 0.62 * len(names) + 1.3), layout="constrained")
     axis.axvline(0, color="#000000", linewidth=0.8)
     for height, name in enumerate(names):
         level = abs(found[name]["arms"][CONTROL]["mean_return"]["value"])
-        for offset, arm in zip(np.linspace(0.28, -0.28, len(compared)), compared, strict=True):
+        for offset, arm in zip(np.linspace(0.28, -0.28, len(others)), others, strict=True):
             if arm not in found[name]["arms"]:
                 continue
             gain = found[name]["arms"][arm]["gain"]
@@ -171,8 +171,8 @@ def settings(found: Mapping[str, Any]) -> Any:
     axis.set_ylim(-0.5, len(names) - 0.5)
     axis.set_xscale("symlog", linthresh=50)
     axis.set_xticks([-50, 0, 50, 100, 200, 500], ["−50", "0", "50", "100", "200", "500"])
-    axis.set_xlabel("gain over `none`, % of its mean return (mean over seeds, 95 % interval)")
-    figure.legend(loc="outside lower center", ncols=len(compared), frameon=False)
+    axis.set_xlabel("gain over none, % of its mean return (mean over seeds, 95 % interval)")
+    figure.legend(loc="outside lower center", ncols=len(others), frameon=False)
     return figure
 
 
