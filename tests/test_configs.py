@@ -50,7 +50,7 @@ def test_file_loads_builds_and_can_be_read_back(file):
     agent = dict(config.agent)
     if "buffer_size" in hyperparameters(config.algo):
         agent["buffer_size"] = 100  # the published ones do not fit
-    env = train.make_env(config, n_envs=min(config.n_envs, 2), training=True)
+    env = train.make_env(config, n_envs=config.n_envs, training=True)
     model = make_agent(config.algo, env, agent, seed=config.seed, fast_cnn=config.fast_cnn)
     train.plasticity_callbacks(config, RunFolder("unused"), model, verbose=False)
     env.close()
