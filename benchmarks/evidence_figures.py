@@ -10,6 +10,7 @@ import yaml
 
 from benchmarks._common import ROOT
 from benchmarks.continual import ARMS, BINS, CONTROL, HEADLINE, SIX
+from benchmarks.evidence import compared
 from fire_rl.reports.drawing import COLOURS, CONTROL_COLOUR
 
 IMAGES = ROOT / "docs" / "images"
@@ -151,7 +152,7 @@ def settings(found: Mapping[str, Any]) -> Any:
     from matplotlib import pyplot as plt
 
     others = [arm for arm in SIX if arm != CONTROL]
-    names = [name for name in found if len(found[name]["arms"]) > 1][::-1]
+    names = list(compared(found))[::-1]
     figure, axis = plt.subplots(figsize=(8.2, 0.62 * len(names) + 1.3), layout="constrained")
     axis.axvline(0, color="#000000", linewidth=0.8)
     for height, name in enumerate(names):

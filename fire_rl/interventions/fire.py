@@ -24,8 +24,8 @@ from fire_rl.interventions.base import (
     select_layers,
     weight_updates,
 )
-from fire_rl.interventions.options import LayerOptions
-from fire_rl.layers import LayerKind, WeightLayer, check_assignable
+from fire_rl.interventions.options import RulesByKind
+from fire_rl.layers import WeightLayer, check_assignable
 from fire_rl.orthogonal import NullDirections, newton_schulz, polar_factor
 from fire_rl.projections import QUERY_KEY_NAMES, BlockRule, as_split, blocks_by_name
 
@@ -36,7 +36,7 @@ _SCALES = ("published", "frobenius_optimal")
 
 
 @dataclass(frozen=True)
-class FIRE(LayerOptions):
+class FIRE(RulesByKind):
     """Move weights to the nearest scaled isometry: ``W ← (1-β) W + β · s · polar(W)``.
 
     ``FIRE()`` is the paper's Algorithm 1: every linear and convolutional layer, heads included, by
@@ -222,7 +222,7 @@ class FIRE(LayerOptions):
         """Compute the new tensors of a network. Frozen weights and biases are kept."""
         updates: dict[str, Update] = {}
         for layer in self._chosen(network):
-            rule = "keep" if layer.frozen else self._rule(layer)
+            rule = "keep" if layer.frozen else self.rule(layer)
             bias = layer.tensor_name("bias")
             if rule == "project":
                 updates |= weight_updates(layer, self._project(layer))
@@ -243,17 +243,6 @@ class FIRE(LayerOptions):
             updates |= self._reset(names, network, context)
         return updates
 
-    def _rule(self, layer: WeightLayer) -> LayerRule:
-        if layer.is_head:
-            return self.head
-        rules: dict[LayerKind, LayerRule] = {"conv": self.conv, "recurrent": self.recurrent}
-        return rules.get(layer.kind, self.hidden)
-
-    def candidates(self, network: Network) -> tuple[WeightLayer, ...]:
-        """Return the layers that the patterns choose from."""
-        recurrent = () if self.recurrent == "keep" else network.recurrent_layers
-        return (*network.layers, *recurrent)
-
     def _chosen(self, network: Network) -> Iterator[WeightLayer]:
         """Yield the layers that the options are about and do not keep."""
         embeddings = {
@@ -263,7 +252,7 @@ class FIRE(LayerOptions):
         }
         for layer in select_layers(self.candidates(network), self.include, self.exclude):
             tied = id(layer.module._parameters.get(layer.weight_attribute)) in embeddings
-            if self._rule(layer) == "keep" or (tied and self.tied == "keep"):
+            if self.rule(layer) == "keep" or (tied and self.tied == "keep"):
                 continue
             if "project" in self._blocks(layer):
                 yield layer

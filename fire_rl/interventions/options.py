@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fire_rl._validation import as_names, check_choice
 from fire_rl.interventions.base import Aftermath, Network, check_patterns, select_layers
-from fire_rl.layers import WeightLayer
+from fire_rl.layers import LayerKind, WeightLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,3 +100,27 @@ class LayerOptions(Options):
         for layer in select_layers(self.candidates(network), self.include, self.exclude):
             if not layer.frozen:
                 yield layer
+
+
+class RulesByKind(LayerOptions):
+    """Options of interventions with a rule for each kind of layer, recurrent ones among them.
+
+    A subclass is a dataclass that has these as fields, with its own rules and defaults.
+    """
+
+    hidden: str
+    conv: str
+    head: str
+    recurrent: str
+
+    def candidates(self, network: Network) -> tuple[WeightLayer, ...]:
+        """Return the layers that the patterns choose from."""
+        recurrent = () if self.recurrent == "keep" else network.recurrent_layers
+        return (*network.layers, *recurrent)
+
+    def rule(self, layer: WeightLayer) -> str:
+        """Return what happens to a layer."""
+        if layer.is_head:
+            return self.head
+        rules: dict[LayerKind, str] = {"conv": self.conv, "recurrent": self.recurrent}
+        return rules.get(layer.kind, self.hidden)

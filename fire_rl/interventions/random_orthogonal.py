@@ -10,15 +10,15 @@ import torch
 
 from fire_rl._validation import as_number, check_choice, check_positive
 from fire_rl.interventions.base import Context, Network, Update, weight_updates
-from fire_rl.interventions.options import LayerOptions
-from fire_rl.layers import LayerKind, WeightLayer, check_assignable
+from fire_rl.interventions.options import RulesByKind
+from fire_rl.layers import WeightLayer, check_assignable
 from fire_rl.orthogonal import polar_factor
 
 Rule = Literal["draw", "reset", "keep"]
 
 
 @dataclass(frozen=True)
-class RandomOrthogonal(LayerOptions):
+class RandomOrthogonal(RulesByKind):
     """Replace each weight by a random isometry at FIRE's scale: ``W ← s · polar(G)``.
 
     ``G`` is a standard normal matrix, so that the isometry is uniformly distributed. The deviation
@@ -72,7 +72,7 @@ class RandomOrthogonal(LayerOptions):
         super().check(networks)
         for network in networks:
             for layer in self.selected(network):
-                if self._rule(layer) != "keep":
+                if self.rule(layer) != "keep":
                     check_assignable(layer)
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ class RandomOrthogonal(LayerOptions):
         """Compute the new weights of a network. Frozen weights are kept."""
         updates: dict[str, Update] = {}
         for layer in self.selected(network):
-            rule = self._rule(layer)
+            rule = self.rule(layer)
             if rule == "draw":
                 updates |= weight_updates(layer, self._draw(layer, context.generator))
             elif rule == "reset":
@@ -90,17 +90,6 @@ class RandomOrthogonal(LayerOptions):
                     bias = layer.tensor_name("bias")
                     updates[bias] = Update(new[bias], "reset")
         return updates
-
-    def _rule(self, layer: WeightLayer) -> Rule:
-        if layer.is_head:
-            return self.head
-        rules: dict[LayerKind, Rule] = {"conv": self.conv, "recurrent": self.recurrent}
-        return rules.get(layer.kind, self.hidden)
-
-    def candidates(self, network: Network) -> tuple[WeightLayer, ...]:
-        """Return the layers that the patterns choose from."""
-        recurrent = () if self.recurrent == "keep" else network.recurrent_layers
-        return (*network.layers, *recurrent)
 
     def _draw(self, layer: WeightLayer, generator: torch.Generator) -> Update:
         old = layer.matrices()
