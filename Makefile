@@ -36,12 +36,12 @@ compatibility: venv  ## run every row of docs/compatibility.md and write it anew
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --compatibility=docs/compatibility.md tests
 
 evidence: venv  ## rerun the headline of docs/evidence.md: 14 arms, 5 seeds, 3 settings; an hour or two
-	$(BIN)/python -m benchmarks.continual --suite headline
-	$(BIN)/python -m benchmarks.evidence
+	$(BIN)/python -m benchmarks.evidence.suite --suite headline
+	$(BIN)/python -m benchmarks.evidence.tables
 
 evidence-full: venv  ## rerun all of it, as often as it takes; ARGS=--fill: only rows that are missing
-	$(BIN)/python -m benchmarks.continual --suite full $(ARGS)
-	$(BIN)/python -m benchmarks.evidence
+	$(BIN)/python -m benchmarks.evidence.suite --suite full $(ARGS)
+	$(BIN)/python -m benchmarks.evidence.tables
 
 clean:  ## remove the environment and caches, keep the runs
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

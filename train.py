@@ -37,22 +37,18 @@ try:
     import tyro
 
     import envs
-    from agents import ConfigError, RunConfig, load_agent, make_agent, parse_config
+    from agents import load_agent, make_agent
     from agents.algorithms import hyperparameters
-    from agents.callbacks import evaluation_callback
-    from agents.config import Checkpoint, Checks, dump_yaml
-    from agents.experiment import (
+    from experiments.arms import (
         branch_config,
         check_same_run,
         resolve_arms,
         summarise,
     )
-    from agents.flags import Args, check_combination, overridden, read_configs
-    from agents.interventions import at_step, callback_arguments, check_arm_name, entries, names
-    from agents.outcome import report, results, sum_up
-    from agents.plain_yaml import read_yaml
-    from agents.play import play
-    from agents.run_folder import (
+    from experiments.config import Checkpoint, Checks, RunConfig, dump_yaml, parse_config
+    from experiments.evaluation import evaluation_callback
+    from experiments.flags import Args, check_combination, overridden, read_configs
+    from experiments.folder import (
         RunFolder,
         default_path,
         find_run,
@@ -60,18 +56,28 @@ try:
         record_outcome,
         step_of,
     )
-    from agents.tasks import TaskCallback, TaskEvaluation
+    from experiments.interventions import (
+        at_step,
+        callback_arguments,
+        check_arm_name,
+        entries,
+        names,
+    )
+    from experiments.outcome import report, results, sum_up
+    from experiments.plain_yaml import ConfigError, read_yaml
+    from experiments.tasks import TaskCallback, TaskEvaluation
+    from experiments.watch import play
 except ModuleNotFoundError as error:
     sys.exit(f"train.py needs {error.name}. Install all that it uses: pip install -e '.[train]'")
 
 from fire_rl import InterventionCallback, PlasticityMetricsCallback, RunCheckpointCallback
-from fire_rl.checkpoint import CheckpointError, check, checkpoints, latest
-from fire_rl.logs import continue_csv
+from fire_rl.checkpoints.store import CheckpointError, check, checkpoints, latest
+from fire_rl.sb3.loggers import continue_csv
 
 # What a user may get wrong before training begins: a message, no traceback.
 USER_ERRORS = (ValueError, ImportError, OSError, CheckpointError)
 # Keeps each frame once; agents know it by name only.
-FRAME_BUFFER = "fire_rl.replay.FrameReplayBuffer"
+FRAME_BUFFER = "fire_rl.sb3.frame_replay.FrameReplayBuffer"
 # Evaluation must not replay the training's episodes.
 EVAL_SEED_OFFSET = 10_000
 MAX_EVAL_COPIES = 10  # of the evaluation on earlier tasks: one prediction for all of them

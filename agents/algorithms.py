@@ -21,7 +21,7 @@ from agents.classes import HOMES, find_class
 from agents.networks import SimBaPolicy, XavierCnnPolicy
 from agents.policy_kwargs import check_policy_kwargs
 from agents.signatures import arguments, convert, hint, one_of, takes_schedule
-from fire_rl._validation import NUMBER
+from fire_rl.utils.validation import NUMBER
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
     "a2c": A2C,

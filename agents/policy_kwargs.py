@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import BasePolicy
 
 from agents.classes import HOMES, find_class
 from agents.signatures import arguments, convert, hint
-from fire_rl._validation import as_number
+from fire_rl.utils.validation import as_number
 
 _SET_BY_SB3 = ("observation_space", "action_space", "lr_schedule")
 

@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter
 
-from fire_rl._validation import as_number, nearest
+from fire_rl.utils.validation import as_number, nearest
 
 
 @cache

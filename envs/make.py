@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import (
 from envs import atari, mujoco, registry
 from envs.continual import TaskSequence, check_tasks, inner_change, outer_change
 from envs.masks import with_action_masks
-from fire_rl.object_state import StateAccess
+from fire_rl.checkpoints.env_state import StateAccess
 
 
 def check_env(

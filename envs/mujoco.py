@@ -13,7 +13,7 @@ from typing import Any
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from fire_rl._validation import nearest
+from fire_rl.utils.validation import nearest
 
 
 def extra_for(spec: EnvSpec, error: Exception) -> str:

@@ -13,7 +13,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from envs import atari, minatar, mujoco
-from fire_rl._validation import nearest
+from fire_rl.utils.validation import nearest
 
 
 def import_modules(imports: Sequence[str]) -> None:

@@ -1,11 +1,11 @@
 """Keep Stable-Baselines3 agents able to learn: FIRE reinitialization and plasticity metrics."""
 
-from importlib.metadata import version
-
-from fire_rl.anatomy import Anatomy, PolicyOutputs, register_anatomy
-from fire_rl.callbacks import FireCallback, InterventionCallback, PlasticityMetricsCallback
-from fire_rl.checkpoint_callback import RunCheckpointCallback
-from fire_rl.functional import fire_, intervene_
+from fire_rl.callbacks import (
+    FireCallback,
+    InterventionCallback,
+    PlasticityMetricsCallback,
+    RunCheckpointCallback,
+)
 from fire_rl.interventions import (
     FIRE,
     INTERVENTIONS,
@@ -20,6 +20,7 @@ from fire_rl.interventions import (
     ShrinkAndPerturb,
     make_intervention,
 )
+from fire_rl.interventions.on_modules import fire_, intervene_
 from fire_rl.metrics import (
     approximate_rank,
     dormant_ratio,
@@ -31,18 +32,20 @@ from fire_rl.metrics import (
     stable_rank,
     zero_activation_ratio,
 )
-from fire_rl.orthogonal import (
+from fire_rl.sb3.anatomy import Anatomy, PolicyOutputs, register_anatomy
+from fire_rl.sb3.frame_replay import FrameReplayBuffer
+from fire_rl.sb3.surgery import apply_intervention
+from fire_rl.schedules import At, AtFractions, Every, Never, Threshold, make_schedule
+from fire_rl.utils.version import VERSION
+from fire_rl.weights.orthogonal import (
     deviation_from_isometry,
     isometry_scale,
     newton_schulz,
     polar_factor,
     squared_frobenius_error,
 )
-from fire_rl.replay import FrameReplayBuffer
-from fire_rl.schedules import At, AtFractions, Every, Never, Threshold, make_schedule
-from fire_rl.surgery import apply_intervention
 
-__version__ = version("fire-rl")
+__version__ = VERSION
 
 __all__ = [
     "FIRE",

@@ -12,30 +12,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fire_rl import __version__
-from fire_rl._validation import nearest
-from fire_rl.cli_options import FireOptions
-from fire_rl.file_surgery import (
+from fire_rl.files.apply import (
     ALGORITHMS,
     FileSurgery,
     find_algorithm,
     operate_on_file,
     state_dict_layers,
 )
-from fire_rl.inspection import VERDICTS, LayerState, inspect_layer
-from fire_rl.interventions.report import LayerChange
-from fire_rl.layers import weight_layers_of
-from fire_rl.model_files import (
+from fire_rl.files.flags import FireOptions
+from fire_rl.files.formats import (
     ModelFile,
     check_output,
     named_tensors,
     read_model_file,
     write_model_file,
 )
-from fire_rl.networks import network_groups
+from fire_rl.files.layer_state import VERDICTS, LayerState, inspect_layer
+from fire_rl.files.rebuild import build_skeleton, identity
+from fire_rl.files.recognise import make_stand_in
+from fire_rl.interventions.report import LayerChange
 from fire_rl.reports.command import add_report, run_report
-from fire_rl.skeleton import build_skeleton, identity
-from fire_rl.stand_in import make_stand_in
+from fire_rl.sb3.networks import network_groups
+from fire_rl.utils.validation import nearest
+from fire_rl.utils.version import VERSION
+from fire_rl.weights.layers import weight_layers_of
 
 _FILE = (
     "a zip of Stable-Baselines3 or sb3-contrib (`model.save`), or a state dict in a .pt, .pth or "
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare runs; look at the weights of saved agents, make them trainable again.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"fire-rl {__version__}")
+    parser.add_argument("--version", action="version", version=f"fire-rl {VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (_add_inspect, _add_apply):
         add(commands)

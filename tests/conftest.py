@@ -7,8 +7,8 @@ import sys
 import pytest
 
 import train
-from fire_rl import anatomy as registry
-from tests.compatibility import (  # noqa: F401  # hooks
+from fire_rl.sb3 import anatomy as registry
+from tests.compatibility.page import (  # noqa: F401  # hooks
     pytest_addoption,
     pytest_collection_modifyitems,
     pytest_configure,

@@ -21,7 +21,7 @@ from fire_rl import (
     polar_factor,
     zero_activation_ratio,
 )
-from tests.models import make_model
+from tests.helpers.models import make_model
 
 
 @pytest.mark.parametrize("exponent", [-44, -40, -38, -30, 0, 30, 38])

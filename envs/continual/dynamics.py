@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from envs.continual.sequence import TaskChange
-from fire_rl._validation import check_choice
+from fire_rl.utils.validation import check_choice
 
 RANGE = (0.5, 2.0)  # ours; slippery ant has frictions of 0.02 to 2 (Dohare et al. 2024)
 # Classic control: class -> parameter -> attributes that are multiplied.

@@ -14,7 +14,7 @@ from envs.continual.dynamics import PARAMETERS, ChangingDynamics
 from envs.continual.games import ChangingGame, ChangingMode
 from envs.continual.goals import ChangingActions, ChangingDirection
 from envs.continual.observations import ChangingObservations
-from fire_rl._validation import nearest
+from fire_rl.utils.validation import nearest
 
 Make = Callable[[], gym.Env[Any, Any]]
 Wrap = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]

@@ -17,16 +17,16 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from fire_rl._validation import check_choice, nearest
-from fire_rl.connections import Connection
-from fire_rl.layers import (
+from fire_rl.metrics.unit_readers import Connection
+from fire_rl.utils.validation import check_choice, nearest
+from fire_rl.weights.layers import (
     WeightLayer,
     first_non_finite,
     is_norm_layer,
     plain_name,
     weight_layers_of,
 )
-from fire_rl.recurrent import recurrent_layers_of
+from fire_rl.weights.recurrent import recurrent_layers_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,8 @@ class Context:
             or for convolutions the mean magnitude over positions, ``(N, C, 1)``.
         generator: The intervention's own random numbers.
         connections: Who reads the units of a layer, see
-            :func:`~fire_rl.connections.trace_connections`; layers of all networks, by name.
+            :func:`~fire_rl.metrics.unit_readers.trace_connections`; layers of all networks, by
+            name.
         acted_on: The online layers of all networks that the intervention acts on, by name.
     """
 
@@ -121,7 +122,7 @@ class Update:
         value: The new value, of the tensor's shape.
         action: What was done, for the report: ``"project"``, ``"reset"``, ``"zero"``, ...
         scale: Singular value that counts as isometric, one number or one per matrix of the layer
-            (see :meth:`~fire_rl.layers.WeightLayer.matrices`); None is the published scale.
+            (see :meth:`~fire_rl.weights.layers.WeightLayer.matrices`); None is the published scale.
         entries: Boolean, of the tensor's shape: only these entries were meant, and only their
             optimizer moments are forgotten. None means all.
         units: Number of units that the new value recycles, for the report.

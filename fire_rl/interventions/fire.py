@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fire_rl._validation import as_number, check_choice, check_int, check_positive
 from fire_rl.interventions.base import (
     Context,
     Network,
@@ -25,9 +24,10 @@ from fire_rl.interventions.base import (
     weight_updates,
 )
 from fire_rl.interventions.options import RulesByKind
-from fire_rl.layers import WeightLayer, check_assignable
-from fire_rl.orthogonal import NullDirections, newton_schulz, polar_factor
-from fire_rl.projections import QUERY_KEY_NAMES, BlockRule, as_split, blocks_by_name
+from fire_rl.utils.validation import as_number, check_choice, check_int, check_positive
+from fire_rl.weights.attention import QUERY_KEY_NAMES, BlockRule, as_split, blocks_by_name
+from fire_rl.weights.layers import WeightLayer, check_assignable
+from fire_rl.weights.orthogonal import NullDirections, newton_schulz, polar_factor
 
 LayerRule = Literal["project", "reset", "keep"]
 
@@ -61,7 +61,7 @@ class FIRE(RulesByKind):
         networks: Roles to act on, such as ``["critic"]``; None means all.
         source: Where ``"reset"`` takes weights from: ``"fresh"``, a new draw of the policy's own
             initialisation, or ``"initial"``, the weights the run began with.
-        null_directions: For ``method="exact"``, see :func:`~fire_rl.orthogonal.polar_factor`.
+        null_directions: For ``method="exact"``, see :func:`~fire_rl.polar_factor`.
         biases: Of projected layers: ``"keep"``, ``"reset"`` or ``"zero"``.
         norm_layers: ``"keep"``, or ``"reset"`` scales, shifts and running statistics.
         log_std: ``"keep"``, or ``"reset"`` a state-independent log standard deviation (PPO, gSDE).

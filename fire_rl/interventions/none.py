@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fire_rl._validation import as_names
 from fire_rl.interventions.base import Aftermath, Context, Network, Update
+from fire_rl.utils.validation import as_names
 
 
 @dataclass(frozen=True)

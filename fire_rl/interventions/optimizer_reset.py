@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fire_rl._validation import check_choice
 from fire_rl.interventions.base import Context, Network, Update
 from fire_rl.interventions.options import Options
+from fire_rl.utils.validation import check_choice
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fire_rl._validation import as_names, check_choice
 from fire_rl.interventions.base import Aftermath, Network, check_patterns, select_layers
-from fire_rl.layers import LayerKind, WeightLayer
+from fire_rl.utils.validation import as_names, check_choice
+from fire_rl.weights.layers import LayerKind, WeightLayer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fire_rl._validation import as_number, check_choice, check_positive
 from fire_rl.interventions.base import Context, Network, Update, weight_updates
 from fire_rl.interventions.options import RulesByKind
-from fire_rl.layers import WeightLayer, check_assignable
-from fire_rl.orthogonal import polar_factor
+from fire_rl.utils.validation import as_number, check_choice, check_positive
+from fire_rl.weights.layers import WeightLayer, check_assignable
+from fire_rl.weights.orthogonal import polar_factor
 
 Rule = Literal["draw", "reset", "keep"]
 
@@ -27,7 +27,7 @@ class RandomOrthogonal(RulesByKind):
     treats them.
 
     Args:
-        scale: ``"published"``, see :class:`~fire_rl.interventions.fire.FIRE`, or a positive number.
+        scale: ``"published"``, see :class:`~fire_rl.FIRE`, or a positive number.
         hidden: What happens to linear layers that are no heads: ``"draw"`` an isometry,
             ``"reset"`` (weight and bias anew, see ``source``) or ``"keep"``.
         conv: The same for convolutions.

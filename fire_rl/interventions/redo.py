@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fire_rl._validation import check_non_negative
-from fire_rl.connections import incoming_entries, outgoing_entries
 from fire_rl.interventions.base import Context, Network, Update, select_layers
 from fire_rl.interventions.options import LayerOptions
-from fire_rl.layers import WeightLayer, check_writable
 from fire_rl.metrics.features import dormant_mask
+from fire_rl.metrics.unit_readers import incoming_entries, outgoing_entries
+from fire_rl.utils.validation import check_non_negative
+from fire_rl.weights.layers import WeightLayer, check_writable
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class ReDo(LayerOptions):
     are hardly ever dormant.
 
     Optimizer moments of the changed entries are forgotten, and the step counts of their tensors,
-    see :func:`~fire_rl.optimizer_state.forget_entries` for what the latter does to other entries.
+    see :func:`~fire_rl.interventions.optimizer_state.forget_entries` for what the latter does to
+    other entries.
 
     Args:
         tau: Threshold τ, at least 0: 0 recycles only dead units; 0.025 and 0.1 are customary.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fire_rl.interventions.base import Network, Update
-from fire_rl.layers import OTHER_WEIGHTS, WeightLayer
-from fire_rl.orthogonal import (
+from fire_rl.weights.layers import OTHER_WEIGHTS, WeightLayer
+from fire_rl.weights.orthogonal import (
     deviation_from_isometry,
     singular_values,
     squared_frobenius_error,
@@ -185,7 +185,7 @@ class InterventionReport:
             missing.
         before: Role to ``dormant_ratio`` and ``effective_rank`` on the probe just before.
         after: The same just after.
-        policy_change: See :func:`fire_rl.measurement.policy_change`.
+        policy_change: See :func:`fire_rl.sb3.measurement.policy_change`.
         probe_observations: Number of observations that the last three rest on.
         optimizer_entries_forgotten: Number of parameters whose optimizer state was forgotten.
         around: What else was changed: ``entropy_temperature`` before and after, ``vecnormalize``,

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from fire_rl._validation import check_choice
 from fire_rl.interventions.base import Context, Network, Update
 from fire_rl.interventions.options import Options
-from fire_rl.layers import WeightLayer, check_assignable
+from fire_rl.utils.validation import check_choice
+from fire_rl.weights.layers import WeightLayer, check_assignable
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fire_rl.layers import is_norm_layer
+from fire_rl.weights.layers import is_norm_layer
 
 # Every elementwise nonlinearity of torch: the classes of torch.nn.modules.activation ...
 ACTIVATIONS = tuple(

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fire_rl._validation import check_positive
+from fire_rl.utils.validation import check_positive
 
 Activations = Tensor | Mapping[str, Tensor]
 

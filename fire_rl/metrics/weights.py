@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from fire_rl.layers import WeightLayer
+from fire_rl.weights.layers import WeightLayer
 
 
 @torch.no_grad()
@@ -14,7 +14,7 @@ def weight_metrics(layer: WeightLayer) -> dict[str, float]:
     """Measure the weight of one layer.
 
     Args:
-        layer: See :func:`fire_rl.layers.weight_layers`.
+        layer: See :func:`fire_rl.weights.layers.weight_layers`.
 
     Returns:
         ``dfi``: deviation from isometry of ``W / s`` at FIRE's published scale, summed over the

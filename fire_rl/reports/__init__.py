@@ -4,7 +4,7 @@
 :func:`write_report` writes the whole report; see ``docs/reports.md``.
 """
 
-from fire_rl.reports.recoveries import BINS, Episodes, Recovery, recovery, recovery_table
 from fire_rl.reports.writing import write_report
+from fire_rl.runs.recovery import BINS, Episodes, Recovery, recovery, recovery_table
 
 __all__ = ["BINS", "Episodes", "Recovery", "recovery", "recovery_table", "write_report"]

@@ -11,8 +11,8 @@ from fire_rl.reports import measures
 from fire_rl.reports.experiment import Experiment
 from fire_rl.reports.measures import METRICS, Estimate, estimate
 from fire_rl.reports.runs import Run
+from fire_rl.reports.statistics import iqm, mean, optimality_gap, probability_of_improvement
 from fire_rl.reports.tables import Cell, Table
-from fire_rl.statistics import iqm, mean, optimality_gap, probability_of_improvement
 
 _INTERVAL = "In brackets: 95 % interval by stratified bootstrap over runs."
 _SCORES = {

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fire_rl._validation import check_choice
 from fire_rl.reports.checks import (
     TOLERANCE,
     Shower,
@@ -21,6 +20,7 @@ from fire_rl.reports.checks import (
 from fire_rl.reports.naming import listed
 from fire_rl.reports.runs import Run
 from fire_rl.reports.targets import atari_game, atari_scores, reward_threshold
+from fire_rl.utils.validation import check_choice
 
 CONTROL = "none"
 # How often the 95 % interval of the IQM of so many runs holds the truth, in percent: measured with

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fire_rl.reports.experiment import Experiment
-from fire_rl.reports.recoveries import Recovery, recovery
 from fire_rl.reports.runs import Run
-from fire_rl.reports.sources import Series
+from fire_rl.reports.statistics import bootstrap_band, bootstrap_interval, iqm
 from fire_rl.reports.targets import atari_game, atari_scores
-from fire_rl.statistics import bootstrap_band, bootstrap_interval, iqm
+from fire_rl.runs.readers import Series
+from fire_rl.runs.recovery import Recovery, recovery
 
 Array = NDArray[np.float64]
 
@@ -41,7 +41,7 @@ class Estimate:
 
 
 def estimate(statistic: Callable[..., Any], *scores: Any) -> Estimate:
-    """Return a statistic of :mod:`fire_rl.statistics` with its bootstrap interval."""
+    """Return a statistic of :mod:`fire_rl.reports.statistics` with its bootstrap interval."""
     return Estimate(statistic(*scores), *bootstrap_interval(statistic, *scores))
 
 

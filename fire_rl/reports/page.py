@@ -6,9 +6,9 @@ import base64
 import html
 from collections.abc import Sequence
 
-from fire_rl import __version__
 from fire_rl.reports.drawing import Picture
 from fire_rl.reports.tables import Table
+from fire_rl.utils.version import VERSION
 
 # What belongs together: a heading, the tables and the beginnings of the pictures' names.
 _SECTIONS = (
@@ -110,7 +110,7 @@ def make_page(
 {f'<div class="notes">{told}</div>' if told else ""}
 <nav>{"".join(links)}</nav>
 {"".join(body)}
-<p class="muted">Made by <code>fire-rl report</code> {html.escape(__version__)}. Every number
+<p class="muted">Made by <code>fire-rl report</code> {html.escape(VERSION)}. Every number
 at full precision is in report.json and tables/, every picture in figures/. Interquartile mean,
 probability of improvement, optimality gap and stratified bootstrap as in Agarwal et al. 2021,
 arXiv 2108.13264.</p>

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fire_rl.episodes import FILE as EPISODES
-from fire_rl.reports import naming, sources
-from fire_rl.reports.sources import Series
+from fire_rl.reports import naming
+from fire_rl.runs import readers
+from fire_rl.runs.episodes import FILE as EPISODES
+from fire_rl.runs.readers import Series
 
 # The return of a run, best first: every episode, or what SB3 logs of them.
 RETURNS = (EPISODES, "monitor.csv", "rollout/ep_rew_mean", "eval/mean_reward")
@@ -104,7 +105,7 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def _has_data(folder: Path) -> bool:
-    return any(path.is_file() for pattern in sources.DATA for path in folder.glob(pattern))
+    return any(path.is_file() for pattern in readers.DATA for path in folder.glob(pattern))
 
 
 def _no_run(path: Path, trunks: Sequence[Path]) -> str:
@@ -113,7 +114,7 @@ def _no_run(path: Path, trunks: Sequence[Path]) -> str:
     there = sorted(child.name for child in path.iterdir())[:5]
     return (
         f"{path} holds no run, nor does any folder in it. A run folder has TensorBoard events "
-        f"({sources.EVENTS}), {sources.PROGRESS}, {EPISODES} or monitor.csv; there is "
+        f"({readers.EVENTS}), {readers.PROGRESS}, {EPISODES} or monitor.csv; there is "
         f"{', '.join(there) + (', ...' if len(there) == 5 else '') if there else 'nothing'}."
     )
 
@@ -130,13 +131,13 @@ def read_run(path: Path, arms: naming.Rules = (), envs: naming.Rules = ()) -> Ru
         ImportError: If a package to read it is missing.
         ValueError: If a file cannot be read.
     """
-    config = sources.read_config(path)
+    config = readers.read_config(path)
     arm, seed = naming.arm_and_seed(path, config, arms)
-    scalars, note = sources.read_scalars(path)
-    returns = sources.read_returns(path)
+    scalars, note = readers.read_scalars(path)
+    returns = readers.read_returns(path)
     returns |= {tag: scalars[tag] for tag in RETURNS if tag in scalars}
     logged = {tag: s for tag, s in scalars.items() if not tag.startswith("recovery/")}
-    steps, finished = sources.read_length(path, [*logged.values(), *returns.values()])
+    steps, finished = readers.read_length(path, [*logged.values(), *returns.values()])
     return Run(
         path=path,
         arm=arm,
@@ -148,8 +149,8 @@ def read_run(path: Path, arms: naming.Rules = (), envs: naming.Rules = ()) -> Ru
         branch_step=_branch_step(config),
         returns=returns,
         scalars=scalars,
-        events=sources.read_events(path),
-        task_evaluations=sources.read_tasks(path),
+        events=readers.read_events(path),
+        task_evaluations=readers.read_tasks(path),
         note=note,
     )
 
@@ -158,7 +159,7 @@ def _environment(path: Path, config: Mapping[str, Any]) -> str | None:
     """Return the environment's name: the configuration's, else SB3's Monitor's."""
     if "env" in config:
         return str(config["env"])
-    names = (sources.read_monitor(file)[0] for file in sorted(path.glob(sources.MONITORS)))
+    names = (readers.read_monitor(file)[0] for file in sorted(path.glob(readers.MONITORS)))
     return next(filter(None, names), None)
 
 

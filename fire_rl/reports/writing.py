@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fire_rl._validation import check_choice
-from fire_rl.plain import without_nan
 from fire_rl.reports import measures, naming
 from fire_rl.reports.contents import make_tables
 from fire_rl.reports.experiment import Experiment, make_experiment
 from fire_rl.reports.runs import find_runs, read_run
 from fire_rl.reports.tables import Table, sections
+from fire_rl.utils.jsonable import without_nan
+from fire_rl.utils.validation import check_choice
 
 FORMAT = "fire-rl report"
 _INDEX = "report.json"

@@ -83,7 +83,7 @@ def shrink(values):
     values |= {"eval": None, "checkpoint": None, "metrics": {"every": 250, "probe_size": 64}}
     values["n_envs"] = n_envs = min(values.get("n_envs", 1), 8)
     agent = values["agent"] = dict(values.get("agent") or {})
-    if values["algo"] in ("a2c", "ppo", "trpo", "recurrent_ppo", "maskable_ppo"):
+    if values["algo"] in ("a2c", "ppo", "trpo", "ppo_lstm", "recurrent_ppo", "maskable_ppo"):
         agent["n_steps"] = min(agent.get("n_steps", 128), 128 // n_envs)
         if values["algo"] != "a2c":
             agent["batch_size"] = min(agent.get("batch_size", 64), agent["n_steps"] * n_envs)

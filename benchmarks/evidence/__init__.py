@@ -1,0 +1,1 @@
+"""Where plasticity is lost and what restores it: runs, tables, pictures."""

@@ -1,0 +1,1 @@
+"""What agents learn, and that nothing is lost on the way."""

@@ -1,0 +1,290 @@
+"""A run's configuration: one YAML file and flags, checked as a whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from agents.algorithms import ALGORITHMS, algorithm_name, check_agent, hyperparameters
+from agents.signatures import hint
+from experiments.interventions import check_arms, check_intervention, check_parts, check_schedule
+from experiments.plain_yaml import ConfigError
+from fire_rl.utils.validation import as_number
+
+# Checks of things that agents know nothing of (environments), given by train.py.
+Checks = Mapping[str, Callable[[Any, Mapping[str, Any]], object]]
+
+
+def _count(value: Any) -> Any:
+    if isinstance(value, bool):  # pydantic takes true for 1
+        raise ValueError(f"must be a whole number, got {value!r}")
+    return as_number(value)
+
+
+Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of a configuration: unknown keys are faults, nothing changes once it is made."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, ser_json_inf_nan="constants"
+    )
+
+
+class Metrics(Section):
+    """Arguments of PlasticityMetricsCallback."""
+
+    every: Count = 10_000
+    probe_size: Count | None = None
+    per_layer: bool = True
+
+
+class Evaluation(Section):
+    """Periodic evaluation: the best model is kept. Steps are environment steps over all copies.
+
+    The defaults are rl_zoo3's. ``deterministic`` null is its rule too: stochastic on Atari, where
+    a deterministic policy can be caught in a loop, deterministic elsewhere.
+    """
+
+    every: Count = 25_000
+    episodes: Count = 5
+    n_envs: Count = 1
+    deterministic: bool | None = None
+
+
+class Checkpoint(Section):
+    """All that a run needs to go on exactly; ``keep_last`` null keeps every one.
+
+    The default costs a run of 100,000 steps nothing but the save that Ctrl-C makes.
+    """
+
+    every: Count = 100_000
+    keep_last: Count | None = 2
+
+
+class Tasks(Section):
+    """How the environment changes while the agent trains, and every how many steps.
+
+    Values that are null are the change's own defaults; those of other changes are faults. With
+    ``evaluate_earlier`` the policy is evaluated at the end of each task, on it and on at most so
+    many earlier ones; null for no such evaluation.
+    """
+
+    change: str
+    every: Count
+    seed: Annotated[int, Field(ge=0)] = 0
+    recurring: Count | None = None
+    std: Annotated[float, BeforeValidator(as_number), Field(gt=0)] | None = None
+    parameters: list[str] | None = None
+    range: list[Annotated[float, BeforeValidator(as_number)]] | None = None
+    modes: list[int] | None = None
+    difficulties: list[int] | None = None
+    games: list[str] | None = None
+    evaluate_earlier: Annotated[int, BeforeValidator(_count), Field(ge=0)] | None = None
+    evaluate_episodes: Count = 5
+
+
+class Branch(Section):
+    """Where a run has branched off another one, written by train.py."""
+
+    checkpoint: str
+    arm: str
+
+
+class RunConfig(Section):
+    """Everything that decides a run. The order of the fields is the order of the checks."""
+
+    algo: str
+    env: str
+    total_timesteps: Count = 1_000_000
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    n_envs: Count = 1
+    vec_env: Literal["dummy", "subproc"] = "dummy"
+    imports: list[str] = []
+    env_options: dict[str, Any] = {}
+    normalize: bool | dict[str, Any] = False
+    frame_stack: Count | None = None
+    tasks: Tasks | None = None
+    agent: dict[str, Any] = {}
+    intervention: dict[str, Any] | list[dict[str, Any]] | None = None
+    schedule: dict[str, Any] | None = None
+    arms: dict[str, dict[str, Any] | list[dict[str, Any]]] = {}
+    branch_at: Annotated[float, BeforeValidator(as_number), Field(gt=0, lt=1)] = 0.5
+    branch: Branch | None = None
+    metrics: Metrics | None = Metrics()
+    eval: Evaluation | None = Evaluation()
+    checkpoint: Checkpoint | None = Checkpoint()
+    device: str = "auto"
+    num_threads: Count | None = None
+    fast_cnn: bool = True
+    log_interval: Count | None = None
+
+    # rl_zoo3's and gymnasium's words for our keys.
+    SYNONYMS: ClassVar[Mapping[str, str]] = {
+        "n_timesteps": "total_timesteps",
+        "env_kwargs": "env_options",
+        "env_id": "env",
+        "gym_packages": "imports",
+        "hyperparams": "agent",
+    }
+
+    @field_validator("algo")
+    @classmethod
+    def _check_algo(cls, algo: str) -> str:
+        return algorithm_name(algo)
+
+    @field_validator("normalize", mode="before")
+    @classmethod
+    def _check_normalize(cls, value: Any) -> Any:
+        if not isinstance(value, bool | Mapping):
+            raise ValueError(
+                "`normalize` must be true, false or a mapping such as {norm_obs: true, "
+                f"norm_reward: false}}, got {value!r}."
+            )
+        return value
+
+    @field_validator("env_options", "normalize", "tasks")
+    @classmethod
+    def _check_elsewhere(cls, value: Any, info: ValidationInfo) -> Any:
+        return _check_with(info, value)
+
+    @field_validator("agent")
+    @classmethod
+    def _check_agent(cls, agent: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        return check_agent(info.data["algo"], agent) if "algo" in info.data else agent
+
+    @field_validator("intervention", mode="before")
+    @classmethod
+    def _check_intervention(cls, value: Any, info: ValidationInfo) -> Any:
+        return _check_with(info, check_intervention(value))
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _check_schedule(cls, value: Any, info: ValidationInfo) -> Any:
+        if faults := check_parts(value):
+            raise ValueError("\n".join(faults))
+        # An intervention with a fault of its own is missing from info.data.
+        if "intervention" in info.data:
+            check_schedule(value, info.data["intervention"])
+        return value
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _check_arms(cls, value: Any) -> Any:
+        return check_arms(value) if isinstance(value, Mapping) else value
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, device: str) -> str:
+        if device != "auto":
+            if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+                raise ValueError(f"`device` must be 'auto', 'cpu' or 'cuda', got {device!r}.")
+            if device.startswith("cuda") and not torch.cuda.is_available():
+                raise ValueError(
+                    f"`device` is {device!r}, but this torch sees no CUDA device. Use 'auto'."
+                )
+        return device
+
+
+def parse_config(values: Mapping[str, Any], checks: Checks | None = None) -> RunConfig:
+    """Check a run's values as a whole.
+
+    Args:
+        values: As read from YAML, flags applied.
+        checks: Further checks by key, ``check(value, values_so_far)``; they raise ValueError or
+            ImportError.
+
+    Raises:
+        ConfigError: With every fault that there is.
+    """
+    try:
+        return RunConfig.model_validate(_move_frame_stack(values), context=checks)
+    except ValidationError as error:
+        faults = [line for fault in error.errors() for line in _describe(fault).split("\n")]
+        raise ConfigError(faults) from None
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """Write a configuration so that :func:`read_yaml` and :func:`parse_config` restore it."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _move_frame_stack(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Let `frame_stack` stand among the environment's options, where it is at home too."""
+    moved = dict(values)
+    options = moved.get("env_options")
+    if isinstance(options, Mapping) and "frame_stack" in options and "frame_stack" not in moved:
+        moved["frame_stack"] = options["frame_stack"]
+        moved["env_options"] = {k: v for k, v in options.items() if k != "frame_stack"}
+    return moved
+
+
+def _check_with(info: ValidationInfo, value: Any) -> Any:
+    """Call the check that was given for a key, if there is one."""
+    check = (info.context or {}).get(str(info.field_name))
+    if check is not None and value is not None and {"env", "imports"} <= set(info.data):
+        _as_value_errors(check, value, info.data)
+    return value
+
+
+def _as_value_errors(check: Callable[..., Any], *args: Any) -> None:
+    """Call a check; pydantic collects ValueErrors only."""
+    try:
+        check(*args)
+    except (TypeError, ImportError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _describe(fault: Any) -> str:
+    """Put one of pydantic's faults into our words."""
+    path = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "value_error":
+        message = str(fault["ctx"]["error"])
+        return f"`{path}` {message}." if message.startswith("must be") else message
+    if fault["type"] in ("dict_type", "model_type", "mapping_type"):
+        return (
+            f"`{path}` must be a mapping such as `{path}: {{key: value}}`, got {fault['input']!r}."
+        )
+    if path.endswith("[key]"):
+        path = path.rpartition(".")[0]
+    if "string" in fault["type"] and not isinstance(fault["input"], str) and path:
+        return f"`{path}` must be a word, got {fault['input']!r}."
+    if fault["type"] == "invalid_key":
+        return f"Keys must be words, got {fault['loc'][-1]!r}."
+    if fault["type"] == "missing":
+        flag = f", or give --{path}" if path in ("algo", "env") else ""
+        return f"`{path}` is missing: write `{path}: ...` in the file{flag}."
+    if fault["type"] == "extra_forbidden":
+        section, _, key = path.rpartition(".")
+        synonym = RunConfig.SYNONYMS.get(key)
+        meant = f" Did you mean {synonym!r}?" if synonym else None
+        if not section and any(key in hyperparameters(algo) for algo in ALGORITHMS):
+            meant = f" Hyper-parameters of the algorithm stand under `agent`: `agent.{key}`."
+        return f"`{path}` is no known key.{meant or hint(key, _section(section).model_fields)}"
+    expected = fault["msg"].removeprefix("Input should be ").partition(",")[0]
+    return f"`{path}` must be {expected}, got {fault['input']!r}."
+
+
+def _section(name: str) -> type[Section]:
+    sections: dict[str, type[Section]] = {
+        "metrics": Metrics,
+        "eval": Evaluation,
+        "checkpoint": Checkpoint,
+        "tasks": Tasks,
+        "branch": Branch,
+    }
+    return sections.get(name, RunConfig)

@@ -1,0 +1,156 @@
+"""What our callbacks share: a clock, a probe, and a place where rollout hooks arrive."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
+
+from fire_rl.callbacks.event_clock import EventClock
+from fire_rl.sb3.measurement import probe_size
+from fire_rl.sb3.networks import network_groups
+from fire_rl.sb3.probe import Probe, ProbeSource
+from fire_rl.utils.validation import check_int
+
+logger = logging.getLogger("fire_rl")
+
+
+class RolloutCallback(BaseCallback):
+    """A callback with a schedule and observations to measure on.
+
+    Args:
+        clock: Its schedule, see :class:`~fire_rl.callbacks.event_clock.EventClock`.
+        probe_size: Number of observations; None for ``max(1024, 2 D)``.
+        seed: Of its own random numbers; None for the model's.
+        verbose: As in SB3.
+    """
+
+    def __init__(
+        self, clock: EventClock, probe_size: int | None, seed: int | None, verbose: int
+    ) -> None:
+        super().__init__(verbose)
+        self.clock = clock
+        self.probe_size = None if probe_size is None else check_int("probe_size", probe_size, 1)
+        self.seed = None if seed is None else check_int("seed", seed, 0)
+        self.source: ProbeSource | None = None
+        self._model: Any = None
+        self._training = False
+        self._rollout_started = False
+
+    def _init_callback(self) -> None:
+        if self._model is not self.model:  # a new model: nothing of an old one remains
+            self._model = self.model
+            groups = network_groups(self.model)
+            size = probe_size(groups) if self.probe_size is None else self.probe_size
+            seed = (self.model.seed or 0) if self.seed is None else self.seed
+            self.source = ProbeSource(size, seed)
+            self.clock.reset()
+
+    def _on_training_start(self) -> None:
+        self._training = self._rollout_started = False
+        check_place(self)
+        self.clock.start(self.model)
+        self._training = True
+
+    def _on_rollout_start(self) -> None:
+        self._rollout_started = True
+        self.clock.advance(self.model)  # gradient updates have been made since the last step
+
+    def on_step(self) -> bool:
+        """Do what is due after a step of all environments.
+
+        Raises:
+            RuntimeError: If no rollout start preceded.
+        """
+        if not self._rollout_started:
+            raise RuntimeError(misplaced(self, "a callback that forwards no rollout hooks"))
+        return super().on_step()
+
+    def _on_step(self) -> bool:
+        self.clock.advance(self.model)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        assert self.source is not None
+        self.source.after_rollout(self.model)
+
+    def on_training_end(self) -> None:
+        """End a training once: rl_zoo3 says so twice to the first of its callbacks."""
+        if self._training:
+            self._training = False
+            super().on_training_end()
+
+    def _on_training_end(self) -> None:
+        self.clock.stop()
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain values."""
+        assert self.source is not None
+        return {"clock": self.clock.get_state(), "source": self.source.get_state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`get_state`, in training."""
+        assert self.source is not None
+        self.clock.set_state(state["clock"])
+        self.source.set_state(state["source"], self.model.device)
+
+    def _probe(self) -> Probe | None:
+        """The frozen probe, or what there is before enough observations exist for it."""
+        assert self.source is not None
+        return self.source.frozen or self.source.live(self.model)
+
+    def _say(self, message: str) -> None:
+        say(self, message)
+
+
+def say(callback: BaseCallback, message: str) -> None:
+    """Log a line if the callback is verbose, on the terminal if the user has set up no logging."""
+    if callback.verbose >= 1:
+        if not logger.hasHandlers():
+            logger.addHandler(logging.StreamHandler(sys.stdout))
+            logger.setLevel(logging.INFO)
+        logger.info(message)
+
+
+def check_place(callback: BaseCallback) -> None:
+    """Refuse callbacks around ours that would make it do nothing, or undo it.
+
+    Raises:
+        RuntimeError: With what stands around it.
+    """
+    for path in _paths(callback.locals.get("callback"), ()):
+        names = {base.__name__ for base in type(path[-1]).__mro__}
+        if "ParallelTrainCallback" in names:
+            raise RuntimeError(
+                f"{type(callback).__name__} does not work beside rl_zoo3's ParallelTrainCallback: "
+                "it trains a private copy and overwrites the model from it, which undoes any "
+                "surgery. Remove one of the two."
+            )
+        if path[-1] is callback:
+            for wrapper in path[:-1]:
+                if isinstance(wrapper, EventCallback):
+                    raise RuntimeError(misplaced(callback, type(wrapper).__name__))
+
+
+def _paths(callback: Any, above: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """Walk a tree of callbacks: every callback with those around it, outermost first."""
+    if callback is None:
+        return
+    path = (*above, callback)
+    yield path
+    children = [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
+    for child in (*(getattr(callback, "callbacks", None) or ()), *children):
+        yield from _paths(child, path)
+
+
+def misplaced(callback: BaseCallback, wrapper: str) -> str:
+    """Say that a callback cannot work inside another."""
+    return (
+        f"{type(callback).__name__} is inside {wrapper}, which does not forward "
+        "`on_rollout_start`, the only moment at which weights may change: it would do nothing. "
+        "Pass it to `learn(callback=[...])` itself, beside the other, and give it its own "
+        "schedule, for example `FireCallback(every=200_000)`."
+    )

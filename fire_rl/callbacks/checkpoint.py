@@ -1,0 +1,154 @@
+"""The SB3 callback that saves checkpoints, and resumes from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from fire_rl.callbacks.base import check_place, say
+from fire_rl.callbacks.event_clock import EventClock
+from fire_rl.checkpoints.replay_segments import check_buffer
+from fire_rl.checkpoints.store import Saved, latest, locked, restore, save
+from fire_rl.sb3.loggers import log_folder
+from fire_rl.schedules import Every
+from fire_rl.utils.validation import check_int
+
+
+class RunCheckpointCallback(BaseCallback):
+    """Save all that a training needs to go on exactly, and go on from it.
+
+    Unlike SB3's ``CheckpointCallback`` it keeps random states, environments in mid-episode, the
+    replay buffer, schedules and callbacks: a training that is killed and resumed ends with the
+    same weights as one that was not (on a CPU; the arithmetic of a GPU is not repeatable).
+
+    Args:
+        every: Period in environment steps over all environments.
+        folder: Folder of checkpoints, one sub-folder each; by default ``checkpoints`` beside the
+            model's TensorBoard or CSV logs.
+        keep_last: How many checkpoints to keep; None for all.
+        resume: True to go on from the newest whole checkpoint in ``folder``, and to start anew
+            if there is none; or a checkpoint's path.
+        branch_from: A checkpoint of another training with the same model, to go on from as a new
+            one: weights, optimizers, replay buffer, environments, schedules and random numbers
+            continue, an :class:`~fire_rl.InterventionCallback` begins there, logs are
+            its own. ``resume`` goes first, if it finds a checkpoint of the branch itself.
+        stop_at: Step at which to save and stop, as ``stop_requested`` does.
+        strict: Whether hyper-parameters other than the checkpoint's are an error.
+        verbose: 1 for a line per checkpoint.
+
+    Raises:
+        ValueError: If an argument is out of range, there is no folder, or the class of the replay
+            buffer is unknown.
+        CheckpointError: In training, if a checkpoint cannot be written or read, or another process
+            trains into the folder.
+
+    Attributes:
+        saved: What was written so far.
+        stop_requested: Set it to save at the next rollout start and to stop there with a
+            ``KeyboardInterrupt``; a handler of signals can do no more.
+
+    Example:
+        >>> from stable_baselines3 import PPO
+        >>> model = PPO("MlpPolicy", "CartPole-v1", n_steps=64)
+        >>> callback = RunCheckpointCallback(50_000, "checkpoints", resume=True)
+        >>> model = model.learn(100, callback=callback)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        every: int = 100_000,
+        folder: str | Path | None = None,
+        *,
+        keep_last: int | None = 2,
+        resume: bool | str | Path = False,
+        branch_from: str | Path | None = None,
+        stop_at: int | None = None,
+        strict: bool = True,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        self.folder = None if folder is None else Path(folder)
+        self.clock = EventClock(Every(every), None, "timesteps")
+        self.keep_last = None if keep_last is None else check_int("keep_last", keep_last, 1)
+        self.resume = resume
+        self.branch_from = None if branch_from is None else Path(branch_from)
+        self.stop_at = None if stop_at is None else check_int("stop_at", stop_at, 1)
+        self.strict = strict
+        self.saved: list[Saved] = []
+        self.stop_requested = False
+        self._base: Path | None = None
+        self._lock = ExitStack()
+
+    def _on_training_start(self) -> None:
+        check_place(self)
+        check_buffer(getattr(self.model, "replay_buffer", None))
+        if self.folder is None:
+            logs = log_folder(self.logger)
+            if logs is None:
+                raise ValueError("`folder` must be given: the model has no folder of logs.")
+            self.folder = logs / "checkpoints"
+        self._lock.enter_context(locked(self.folder))
+        self.clock.start(self.model)
+
+    def _on_rollout_start(self) -> None:
+        if self.resume or self.branch_from is not None:
+            self._restore()
+        if self.stop_at is not None and self.model.num_timesteps >= self.stop_at:
+            self.stop_requested = True
+        self.clock.advance(self.model)
+        if self.clock.take() is not None or self.stop_requested:
+            self._save()
+        if self.stop_requested:
+            self._lock.close()
+            raise KeyboardInterrupt
+
+    def _on_step(self) -> bool:
+        self.clock.advance(self.model)
+        return True
+
+    def _on_training_end(self) -> None:
+        self.clock.stop()
+        self._lock.close()
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain values."""
+        return {"clock": self.clock.get_state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`get_state`."""
+        self.clock.set_state(state["clock"])
+
+    def _restore(self) -> None:
+        assert self.folder is not None
+        callbacks = [self.locals["callback"]]
+        path: Path | None = None
+        if self.resume:
+            path = latest(self.folder) if self.resume is True else Path(str(self.resume))
+        if path is not None:
+            restore(self.model, path, callbacks, self.strict)
+            self._base = path
+            self._say(f"resumed from {path} at step {self.model.num_timesteps:,}")
+        elif self.branch_from is not None:
+            begun = restore(self.model, self.branch_from, callbacks, self.strict, branch=True)
+            self._say(f"branched off {self.branch_from} at step {self.model.num_timesteps:,}")
+            for callback in begun:  # they act before the first step, as in the saved training
+                callback.on_rollout_start()
+        self.resume, self.branch_from = False, None
+
+    def _save(self) -> None:
+        assert self.folder is not None
+        callbacks = [self.locals["callback"]]
+        saved = save(self.model, self.folder, callbacks, self.keep_last, self._base)
+        self._base = saved.path
+        self.saved.append(saved)
+        self._say(
+            f"checkpoint {saved.path}: {saved.written / 1e6:.1f} MB written, "
+            f"{saved.total / 1e6:.1f} MB in all, {saved.seconds:.2f} s"
+        )
+
+    def _say(self, message: str) -> None:
+        say(self, message)

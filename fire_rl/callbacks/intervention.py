@@ -1,0 +1,326 @@
+"""The SB3 callback that applies an intervention on a schedule.
+
+Weights change in ``_on_rollout_start`` only: in ``_on_step`` an on-policy algorithm is in the
+middle of a rollout, and in ``_on_rollout_end`` its stored values and log-probabilities would be
+those of other weights.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import Tensor
+
+from fire_rl.callbacks.base import RolloutCallback, logger
+from fire_rl.callbacks.event_clock import EventClock, Unit
+from fire_rl.callbacks.threshold_monitor import Trigger
+from fire_rl.interventions import (
+    Intervention,
+    InterventionReport,
+    make_intervention,
+    published_schedule,
+)
+from fire_rl.runs.episodes import EpisodeLog
+from fire_rl.runs.recovery import Recovery
+from fire_rl.runs.recovery_log import RecoveryLog
+from fire_rl.sb3.aids import (
+    ExplorationRestart,
+    HeadRefit,
+    as_exploration_restart,
+    as_head_refit,
+    check_aids,
+    check_head_refit,
+    restore_exploration,
+    warm_up,
+)
+from fire_rl.sb3.loggers import append_json, log_folder, summary_writer
+from fire_rl.sb3.networks import policy_tensors
+from fire_rl.sb3.surgery import apply_intervention, groups_to_change
+from fire_rl.schedules import At, Never, Schedule, Threshold, make_schedule
+from fire_rl.utils.validation import check_int
+
+
+class InterventionCallback(RolloutCallback):
+    """Apply an intervention to the model's networks on a schedule.
+
+    Args:
+        intervention: ``"fire"``, a mapping such as ``{"name": "fire", "strength": 0.5}``, or an
+            object such as ``FIRE(strength=0.5)``.
+        schedule: ``{"every": 200_000, "stop": 0.8}``, ``{"at": [50_000]}``,
+            ``{"fractions": [0.5]}``, ``{"metric": "dormant_ratio", "above": 0.3}`` (see
+            :class:`~fire_rl.Threshold`), or a schedule object. Crossings that one
+            rollout skips over act once, at the start of the next rollout. By default that which
+            was published for the intervention's preset, if any; else nothing happens.
+        horizon: What fractions and ``stop`` refer to, in ``unit``; by default the total of the
+            ``learn()`` call. Give it when you call ``learn()`` in chunks.
+        unit: ``"timesteps"`` or ``"gradient_updates"``, see
+            :class:`~fire_rl.callbacks.event_clock.EventClock`.
+        log_dir: Folder for ``interventions.jsonl``; by default that of the model's TensorBoard or
+            CSV logs, and none if there are none.
+        save_before: Folder for a copy of the model of just before each event.
+        probe_size: Observations to measure on before and after; by default ``max(1024, 2 D)``.
+        head_refit: Whether to fit the output layers to their old answers after each event, see
+            :class:`~fire_rl.sb3.aids.HeadRefit`; its options as a mapping.
+        warmup_updates: Gradient steps on the replay buffer after each event, before acting again.
+        restart_exploration: Environment steps over which DQN's ε falls from 1 to where it was
+            after each event, or a mapping, see :class:`~fire_rl.sb3.aids.ExplorationRestart`.
+        seed: Of the callback's own random numbers; by default the model's.
+        verbose: 1 for the planned steps at the start and one line per event.
+
+    Attributes:
+        reports: The report of every event so far.
+        episodes: All training episodes so far; ``episodes.csv`` beside ``interventions.jsonl``.
+
+    Raises:
+        ValueError: If an option is unknown or out of range.
+        RuntimeError: In training, if it sits inside a callback that forwards no rollout hooks.
+    """
+
+    def __init__(
+        self,
+        intervention: Intervention | str | Mapping[str, Any] = "fire",
+        schedule: Schedule | Mapping[str, Any] | None = None,
+        *,
+        horizon: int | None = None,
+        unit: Unit = "timesteps",
+        log_dir: str | Path | None = None,
+        save_before: str | Path | None = None,
+        probe_size: int | None = None,
+        head_refit: HeadRefit | Mapping[str, Any] | bool | None = None,
+        warmup_updates: int = 0,
+        restart_exploration: ExplorationRestart | Mapping[str, Any] | int | None = None,
+        seed: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        if schedule is None:
+            schedule = published_schedule(intervention)
+        clock = EventClock(make_schedule(schedule), horizon, unit)
+        super().__init__(clock, probe_size, seed, verbose)
+        self.trigger = Trigger(clock.schedule) if isinstance(clock.schedule, Threshold) else None
+        self.intervention = make_intervention(intervention)
+        self.log_dir = log_dir
+        self.save_before = save_before
+        self.head_refit = as_head_refit(head_refit)
+        self.warmup_updates = check_int("warmup_updates", warmup_updates, 0)
+        self.restart_exploration = as_exploration_restart(restart_exploration)
+        self.reports: list[InterventionReport] = []
+        self._forget_the_past()
+        self._plan_is_said = False
+
+    def _forget_the_past(self) -> None:
+        self.recovery = RecoveryLog(self.intervention.name)
+        self._initial: dict[str, Tensor] = {}
+        self._announced: set[int] | None = None
+        self._restarted: tuple[int, ExplorationRestart] | None = None
+
+    def _init_callback(self) -> None:
+        if self._model is not self.model:
+            self.check(self.model)  # a misfit shows before training
+            if self.trigger is not None:
+                self.trigger.start(self.model)
+            self._forget_the_past()
+            tensors = policy_tensors(self.model.policy)
+            self._initial = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        super()._init_callback()
+
+    def check(self, model: BaseAlgorithm) -> None:
+        """Raise ValueError if an option does not fit a model: a role, a layer, an aid."""
+        groups = groups_to_change(model, self.intervention)
+        check_aids(model, self.warmup_updates, self.restart_exploration)
+        check_head_refit(model, groups, self.intervention, self.head_refit)
+        if self.trigger is not None:
+            self.trigger.check(model)
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        self.recovery.start(self.model.num_timesteps)
+        if self._restarted is not None:
+            if self.num_timesteps < self._restarted[0]:
+                self._restarted = None  # a call that counts from 0 again
+            else:
+                self._restarted[1].apply(self.model, self._restarted[0])
+        self._plan_is_said = False  # later: the first rollout start may restore a checkpoint
+
+    def _on_rollout_start(self) -> None:
+        super()._on_rollout_start()
+        planned_step = self.clock.take()
+        if planned_step is None:
+            return
+        if self.trigger is None:
+            self._intervene(planned_step, {})
+            return
+        assert self.source is not None
+        now, horizon = self.clock.now(self.model), self.clock.horizon
+        cause = self.trigger.look(self.model, self.source.frozen, now, horizon)
+        if cause is not None:
+            self._intervene(planned_step, {"trigger": cause})
+
+    def _intervene(self, planned_step: int, cause: Mapping[str, Any]) -> None:
+        report = apply_intervention(
+            self.model,
+            self.intervention,
+            save_before=self.save_before,
+            initial=self._initial,
+            probe=self._probe(),
+            seed=None if self.seed is None else self.seed + planned_step,
+            head_refit=self.head_refit,
+            live=lambda: self.source.live(self.model) if self.source is not None else None,
+        )
+        self.reports.append(report)
+        self.recovery.steps.append(report.num_timesteps)
+        for key, value in report.scalars().items():
+            self.logger.record(key, value)
+        # Off-policy algorithms dump when episodes end only, and keep the last value of a key.
+        self.logger.dump(self.num_timesteps)
+        self._append_to_log({"planned_step": planned_step, **cause, **report.to_dict()})
+        self._say(report.summary())
+        if self.warmup_updates:
+            with self.clock.not_counting():
+                warm_up(self.model, self.warmup_updates)
+        if self.restart_exploration is not None:
+            self._restarted = (self.num_timesteps, self.restart_exploration)
+            self.restart_exploration.apply(self.model, self.num_timesteps)
+
+    def _on_rollout_end(self) -> None:
+        if not isinstance(self.clock.schedule, Never):  # the control needs no observations
+            super()._on_rollout_end()
+
+    def _on_step(self) -> bool:
+        self._say_plan()
+        self.episodes.record(self.num_timesteps, self.locals["infos"])
+        return super()._on_step()
+
+    def _on_training_end(self) -> None:
+        super()._on_training_end()
+        restore_exploration(self.model)  # what is left of it begins with the next learn()
+        folder = self._folder()
+        if folder is not None:
+            self.episodes.write(folder)
+        writer = summary_writer(self.logger)
+        line = self.recovery.tell(self.num_timesteps, self._append_to_log, writer)
+        if line:
+            self._say(line)
+
+    @property
+    def episodes(self) -> EpisodeLog:
+        """All training episodes so far."""
+        return self.recovery.episodes
+
+    def recoveries(self) -> list[Recovery]:
+        """Return how the training's return went on after each event, up to the next or to now."""
+        return self.recovery.results(self.num_timesteps)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain values."""
+        reports = [report.to_dict() for report in self.reports]
+        own = {
+            "reports": reports,
+            "initial": self._initial,
+            "announced": self._announced,
+            "recovery": self.recovery.get_state(),
+            "restarted": self._restarted and (self._restarted[0], asdict(self._restarted[1])),
+        }
+        trigger = {} if self.trigger is None else {"trigger": self.trigger.get_state()}
+        return {**super().get_state(), **own, **trigger}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`get_state`, in training."""
+        super().set_state(state)
+        self.reports = [InterventionReport.from_dict(report) for report in state["reports"]]
+        self._take_past(state)
+        self.recovery.set_state(state["recovery"])
+        self._announced = state["announced"]
+        if self.trigger is not None and "trigger" in state:
+            self.trigger.set_state(state["trigger"])
+
+    def branch_off(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Begin in a training that was restored from another one's checkpoint.
+
+        The probe, the initial weights and the episodes are those of the other training, as far as
+        a callback of ours has kept them there; events are our own, from this step on.
+
+        Args:
+            states: Of the callbacks in the checkpoint.
+        """
+        assert self.source is not None
+        self._forget_the_past()
+        own = [state["own"] for state in states if "own" in state]
+        seen = [state["source"] for state in own if "source" in state]
+        for source in [s for s in seen if s["frozen"] is not None or s["window"]][:1]:
+            self.source.set_state(source, self.model.device)
+        for state in [state for state in own if "initial" in state][:1]:
+            self._take_past(state)
+        self.clock.branch_off(self.model)
+        self._say_plan()
+
+    def _take_past(self, state: Mapping[str, Any]) -> None:
+        device = self.model.device
+        self._initial = {name: tensor.to(device) for name, tensor in state["initial"].items()}
+        self.episodes.set_state(state["recovery"]["episodes"])
+        if state["restarted"] is not None:
+            step, options = state["restarted"]
+            self._restarted = (step, ExplorationRestart(**options))
+            self._restarted[1].apply(self.model, step)
+
+    def _say_plan(self) -> None:
+        """Say what lies ahead, once in each call of ``learn()``, and warn of what is odd."""
+        if not self._plan_is_said:
+            self._plan_is_said = True
+            planned = self.clock.planned()
+            self._announce(planned)
+            self._warn_about_plan(planned)
+
+    def _announce(self, planned: Sequence[int]) -> None:
+        """Say what is planned; a later call of ``learn()`` with the same plan is silent."""
+        unit = self.clock.unit.replace("_", " ")
+        if self.trigger is not None:
+            plan = self.trigger.threshold.describe(unit.replace("timesteps", "steps"))
+        elif planned or self.clock.horizon is not None:
+            steps = ", ".join(f"{step:,}" for step in planned)
+            plan = f"planned at {steps} {unit}" if planned else "no event is planned"
+        else:
+            plan = f"{self.clock.schedule}, in {unit}"
+        silent = isinstance(self.clock.schedule, Never)  # the control says nothing
+        known = self._announced is not None and self._announced.issuperset(planned)
+        if not silent and not known:
+            self._say(f"{self.intervention.name}: {plan}")
+        self._announced = (self._announced or set()) | set(planned)
+
+    def _folder(self) -> Path | None:
+        return log_folder(self.logger) if self.log_dir is None else Path(self.log_dir)
+
+    def _append_to_log(self, entry: Mapping[str, Any]) -> None:
+        folder = self._folder()
+        if folder is not None:
+            append_json(folder / "interventions.jsonl", entry)
+
+    def _warn_about_plan(self, planned: Sequence[int]) -> None:
+        starts = getattr(self.model, "learning_starts", 0)
+        early = [step for step in planned if step <= starts and self.clock.unit == "timesteps"]
+        if early:
+            warnings.warn(
+                f"`{self.intervention.name}` is planned at step {early[0]:,}, before the model "
+                f"starts to learn (`learning_starts` {starts:,}): it changes untrained weights.",
+                UserWarning,
+                stacklevel=2,
+            )
+        horizon, schedule = self.clock.horizon, self.clock.schedule
+        late = (
+            [step for step in schedule.steps if step >= horizon]
+            if (isinstance(schedule, At) and horizon is not None)
+            else []
+        )
+        if late:
+            # No warning: a caller who trains in chunks will get there.
+            logger.warning(
+                "%s at step %s lies at or beyond the end of this training (%s steps): it acts only "
+                "if learn() is called again.",
+                self.intervention.name,
+                f"{late[0]:,}",
+                f"{horizon:,}",
+            )

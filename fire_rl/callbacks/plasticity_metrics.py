@@ -1,0 +1,145 @@
+"""The SB3 callback that measures plasticity beside the returns."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fire_rl.callbacks.base import RolloutCallback
+from fire_rl.callbacks.event_clock import EventClock
+from fire_rl.sb3.loggers import custom_scalars_layout, summary_writer
+from fire_rl.sb3.measurement import Measurement, activation_metrics, observe, parameter_metrics
+from fire_rl.sb3.networks import NetworkGroup, network_groups, warn_of_unknown_parts
+from fire_rl.schedules import Every
+
+
+class PlasticityMetricsCallback(RolloutCallback):
+    """Measure the plasticity of every trained network, and log it beside the returns.
+
+    Pooled metrics go through the model's logger, at the step at which they were measured:
+    ``plasticity/<role>/<metric>`` on a frozen probe (the first ``probe_size`` observations that
+    exist, as network inputs) and from the weights, ``live/<role>/<metric>`` on what the networks
+    train on now. Metrics of single layers go to TensorBoard only, under
+    ``plasticity_layers/<role>/<layer>/<metric>``. Measuring draws from no random generator of the
+    training, and changes nothing: weights are bit-equal with and without it.
+
+    Args:
+        every: Period in environment steps over all environments.
+        probe_size: Number of observations; by default ``max(1024, 2 D)`` for features of width D.
+        per_layer: Whether to log single layers too.
+        seed: Of the callback's own random numbers; by default the model's.
+        verbose: 1 for one line per measurement.
+
+    Attributes:
+        history: ``(step, {log key: value})`` of every measurement so far.
+    """
+
+    def __init__(
+        self,
+        every: int = 10_000,
+        *,
+        probe_size: int | None = None,
+        per_layer: bool = True,
+        seed: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(EventClock(Every(every), None, "timesteps"), probe_size, seed, verbose)
+        self.per_layer = per_layer
+        self.history: list[tuple[int, dict[str, float]]] = []
+        self._warned: set[str] = set()
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        groups = network_groups(self.model)
+        warn_of_unknown_parts(self.model, groups)
+        writer = summary_writer(self.logger)
+        if writer is not None:
+            roles = [group.role for group in groups]
+            writer.add_custom_scalars(custom_scalars_layout(roles))
+
+    def _on_rollout_start(self) -> None:
+        super()._on_rollout_start()
+        self._measure_if_due()
+
+    def _on_training_end(self) -> None:
+        self._measure_if_due()
+        super()._on_training_end()
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain values."""
+        return {**super().get_state(), "history": self.history, "warned": self._warned}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`get_state`, in training."""
+        super().set_state(state)
+        self.history, self._warned = state["history"], state["warned"]
+
+    def _measure_if_due(self) -> None:
+        if self.clock.take() is None:
+            return
+        assert self.source is not None
+        groups = network_groups(self.model)
+        pooled: dict[str, float] = {}
+        layers: dict[str, float] = {}
+        for group in groups:
+            _collect(group, "plasticity", parameter_metrics(group), pooled, layers)
+        for prefix, probe in (
+            ("plasticity", self.source.frozen),
+            ("live", self.source.live(self.model)),
+        ):
+            if probe is not None:
+                activations = observe(self.model, groups, probe).activations
+                self._warn_about_unhooked(activations.unhooked)
+                for group in groups:
+                    found = activation_metrics(group, activations)
+                    _collect(group, prefix, found, pooled, layers)
+        self._log(pooled, layers)
+
+    def _log(self, pooled: dict[str, float], layers: dict[str, float]) -> None:
+        if any(math.isnan(value) for key, value in pooled.items() if "rank" in key):
+            self._warn(
+                "rank",
+                "A rank needs at least as many observations as feature dimensions; with fewer "
+                "(early in training, or a small `probe_size`) it is NaN.",
+            )
+        self.history.append((self.num_timesteps, pooled))
+        for key, value in pooled.items():
+            self.logger.record(key, value)
+        # Off-policy algorithms dump when episodes end only, and keep the last value of a key.
+        self.logger.dump(self.num_timesteps)
+        writer = summary_writer(self.logger)
+        if self.per_layer and writer is not None:
+            for key, value in layers.items():
+                writer.add_scalar(key, value, self.num_timesteps)
+        shown = [f"{k} {v:.3g}" for k, v in pooled.items() if k.startswith("plasticity/")]
+        self._say(f"step {self.num_timesteps:,}: {', '.join(shown)}")
+
+    def _warn_about_unhooked(self, unhooked: Sequence[str]) -> None:
+        if unhooked:
+            self._warn(
+                "unhooked",
+                f"No activation module follows {', '.join(unhooked)} (an activation called as a "
+                "function, or none): these layers are left out of dormant_ratio, zero_activation "
+                "and saturation_ratio. Use modules such as torch.nn.ReLU() to have them measured.",
+            )
+
+    def _warn(self, topic: str, message: str) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
+            warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def _collect(
+    group: NetworkGroup,
+    prefix: str,
+    found: Measurement,
+    pooled: dict[str, float],
+    layers: dict[str, float],
+) -> None:
+    for name, value in found.pooled.items():
+        pooled[f"{prefix}/{group.role}/{name}"] = value
+    for layer, metrics in found.layers.items():
+        for name, value in metrics.items():
+            layers[f"{prefix}_layers/{group.role}/{layer}/{name}"] = value

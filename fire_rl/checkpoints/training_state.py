@@ -1,0 +1,302 @@
+"""The state of a training between two rollouts: model, environments, callbacks, random numbers."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    EvalCallback,
+    ProgressBarCallback,
+)
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.her import HerReplayBuffer
+
+from fire_rl.checkpoints.env_state import State, capture_attributes, restore_attributes
+from fire_rl.checkpoints.safe_tree import is_plain, is_record
+from fire_rl.checkpoints.vec_env_state import PARTS, capture_vec_env, restore_vec_env
+
+_GSDE = ("exploration_mat", "exploration_matrices")
+# Of a model: what the clock says, and what is captured by itself.
+_NOT_OF_THE_MODEL = {"start_time", "_num_timesteps_at_start", "action_noise", "policy_kwargs"}
+# Constructor arguments that a resumed run may change.
+_FREE_ARGUMENTS = {"seed", "verbose", "tensorboard_log", "device", "stats_window_size"}
+
+
+def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) -> State:
+    """Return all that the training needs to go on, but for the replay buffer.
+
+    Exact only in ``_on_rollout_start``: elsewhere half of a step is in local variables.
+
+    Args:
+        model: The model.
+        callbacks: The callbacks of the training, lists of callbacks included.
+    """
+    assert model.env is not None
+    _, variables = model._get_torch_save_params()
+    return {
+        "algorithm": type(model).__name__,
+        "arguments": _arguments(model),
+        "environment": _environment(model.env),
+        "parameters": model.get_parameters(),
+        "variables": {name: getattr(model, name) for name in variables},
+        "gsde": [
+            {name: getattr(part, name) for name in _GSDE if hasattr(part, name)}
+            for part in _distributions(model)
+        ],
+        "attributes": _plain_attributes(model, _NOT_OF_THE_MODEL | set(variables)),
+        "parts": capture_attributes(_parts(model), parts=PARTS),
+        "logger": {
+            name: {k: v for k, v in getattr(model.logger, name).items() if is_plain(v)}
+            for name in ("name_to_value", "name_to_count", "name_to_excluded")
+        },
+        "env": capture_vec_env(model.env),
+        "callbacks": [_capture_callback(callback) for callback in walk(callbacks)],
+        "random": {
+            "python": random.getstate(),
+            "numpy": np.random.get_state(),  # noqa: NPY002  (the one that SB3 draws from)
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
+    }
+
+
+def restore_training(
+    model: BaseAlgorithm,
+    state: State,
+    callbacks: Sequence[BaseCallback],
+    strict: bool = True,
+    branch: bool = False,
+) -> list[BaseCallback]:
+    """Put a state back, in place, into a training that was built in the same way.
+
+    In the first ``_on_rollout_start`` of ``learn()``: SB3 holds on to buffers and noise by then,
+    and has drawn what it draws at the start. Random numbers come last.
+
+    Args:
+        model: The model.
+        state: Of :func:`capture_training`.
+        callbacks: The callbacks, in the same order.
+        strict: Whether other hyper-parameters than the checkpoint's are an error; otherwise the
+            model's own hold.
+        branch: Whether the callbacks may be others: then each goes on from the saved one of its
+            class, if there is one, and a callback with a method ``branch_off`` begins here.
+
+    Returns:
+        The callbacks that begin here.
+
+    Raises:
+        ValueError: If the model or, without ``branch``, the callbacks are others.
+    """
+    check_same(model, state, strict)
+    model.set_parameters(state["parameters"], exact_match=True, device=model.device)
+    for name, value in state["variables"].items():
+        getattr(model, name).data.copy_(value)
+    for part, values in zip(_distributions(model), state["gsde"], strict=True):
+        for name, value in values.items():
+            setattr(part, name, value.to(model.device))
+    for name, value in state["attributes"].items():
+        setattr(model, name, _like(getattr(model, name, None), value, model.device))
+    restore_attributes(_parts(model), state["parts"])
+    model._num_timesteps_at_start = model.num_timesteps  # for the frames per second
+    for name, values in state["logger"].items():
+        getattr(model.logger, name).update(values)
+    assert model.env is not None
+    if not restore_vec_env(model.env, state["env"]):
+        _begin_new_episodes(model)
+    begun: list[BaseCallback] = []
+    if branch:
+        begun = _branch_callbacks(walk(callbacks), state["callbacks"])
+    else:
+        for callback, saved in zip(walk(callbacks), state["callbacks"], strict=True):
+            _restore_callback(callback, saved)
+    drawn = state["random"]
+    random.setstate(drawn["python"])
+    np.random.set_state(drawn["numpy"])  # noqa: NPY002
+    torch.set_rng_state(drawn["torch"])
+    if torch.cuda.is_available() and drawn["cuda"]:
+        torch.cuda.set_rng_state_all(drawn["cuda"])
+    return begun
+
+
+def walk(callbacks: Iterable[BaseCallback]) -> Iterator[BaseCallback]:
+    """Yield callbacks, those inside of lists and of other callbacks too.
+
+    Not the lists themselves and not SB3's progress bar: a resumed run may have another one.
+    """
+    for callback in callbacks:
+        if not isinstance(callback, CallbackList | ProgressBarCallback):
+            yield callback
+        inner = [
+            *getattr(callback, "callbacks", []),
+            *(vars(callback).get(name) for name in ("callback", "callback_on_new_best")),
+        ]
+        distinct = {id(item): item for item in inner if isinstance(item, BaseCallback)}
+        yield from walk(distinct.values())
+
+
+class _View:
+    """A few attributes of another object, to be captured as one."""
+
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+
+def _parts(model: BaseAlgorithm) -> _View:
+    """What changes in place and is no plain attribute."""
+    return _View(
+        action_noise=getattr(model, "action_noise", None),
+        action_space=model.action_space,
+        observation_space=model.observation_space,
+    )
+
+
+def _distributions(model: BaseAlgorithm) -> list[Any]:
+    """Action distributions, which hold gSDE's noise matrices."""
+    owners = (model.policy, getattr(model.policy, "actor", None))
+    found = [getattr(owner, "action_dist", None) for owner in owners]
+    return [distribution for distribution in found if distribution is not None]
+
+
+def _arguments(obj: Any) -> State:
+    """Attributes that are arguments of the constructor: configuration."""
+    return {k: v for k, v in vars(obj).items() if k in _parameters(obj) and is_plain(v)}
+
+
+def _plain_attributes(obj: Any, skip: Collection[str]) -> State:
+    """Every other plain attribute."""
+    left_out = _parameters(obj) | set(skip)
+    return {k: v for k, v in vars(obj).items() if k not in left_out and is_plain(v)}
+
+
+def _parameters(obj: Any) -> set[str]:
+    names: set[str] = set()
+    for kind in type(obj).__mro__:
+        constructor = vars(kind).get("__init__")
+        if inspect.isfunction(constructor):
+            names |= set(inspect.signature(constructor).parameters)
+    return names
+
+
+def check_same(model: BaseAlgorithm, state: State, strict: bool) -> None:
+    """Raise ValueError unless a state is one of such a model, see :func:`restore_training`."""
+    if state["algorithm"] != type(model).__name__:
+        raise ValueError(
+            f"the checkpoint is one of {state['algorithm']}, the model is a {type(model).__name__}"
+        )
+    assert model.env is not None
+    here, there = _environment(model.env), state["environment"]
+    for name, value in there.items():
+        if None not in (value, here[name]) and value != here[name]:
+            raise ValueError(
+                f"the checkpoint is one of another environment: its {name} is {value}, the "
+                f"model's {here[name]}"
+            )
+    mine = _arguments(model)
+    different = [
+        f"{name} is {mine.get(name)!r}, was {value!r}"
+        for name, value in state["arguments"].items()
+        if name not in _FREE_ARGUMENTS and not _equal(mine.get(name), value)
+    ]
+    if different and strict:
+        raise ValueError(
+            f"the model has other hyper-parameters than the checkpoint: {'; '.join(different)}. "
+            "Build it as it was, or give strict=False to go on with the new ones"
+        )
+
+
+def _environment(env: VecEnv) -> State:
+    """What tells environments apart: their spaces, and the id if they are registered."""
+    try:
+        specs = env.get_attr("spec")
+    except AttributeError:  # a vector environment of somebody's own
+        specs = [None]
+    return {
+        "id": getattr(specs[0], "id", None),
+        "observation space": str(env.observation_space),
+        "action space": str(env.action_space),
+    }
+
+
+def _equal(one: Any, two: Any) -> bool:
+    return type(one) is type(two) and bool(np.all(np.asarray(one == two)))
+
+
+def _like(current: Any, saved: Any, device: torch.device) -> Any:
+    """Return a value with its tensors on the device and its tuples as the model has them."""
+    if isinstance(saved, torch.Tensor):
+        return saved.to(device)
+    if isinstance(saved, tuple):
+        models = current if isinstance(current, tuple) else [None] * len(saved)
+        items = [_like(one, item, device) for one, item in zip(models, saved, strict=True)]
+        return type(current)(*items) if is_record(current) else tuple(items)
+    return saved
+
+
+def _begin_new_episodes(model: BaseAlgorithm) -> None:
+    """Go on from the observations of a reset, which the start of ``learn()`` has made."""
+    assert model.env is not None
+    buffer = getattr(model, "replay_buffer", None)
+    if isinstance(buffer, HerReplayBuffer):  # else one episode would lead into another's goals
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it asks whether this is meant
+            buffer.truncate_last_trajectory()
+    observations: Any = model.env.reset()
+    model._last_obs = observations
+    model._last_episode_starts = np.ones((model.env.num_envs,), dtype=bool)
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None:
+        model._last_original_obs = normalize.get_original_obs()
+
+
+def _capture_callback(callback: BaseCallback) -> State:
+    state: State = {"class": type(callback).__name__}
+    if hasattr(callback, "get_state"):
+        return {**state, "own": callback.get_state()}
+    skip = {"num_timesteps", "verbose"}
+    state["attributes"] = _plain_attributes(callback, skip)
+    if isinstance(vars(callback).get("eval_env"), VecEnv):
+        state["eval_env"] = capture_vec_env(vars(callback)["eval_env"])
+    return state
+
+
+def _branch_callbacks(callbacks: Iterable[Any], states: Sequence[State]) -> list[BaseCallback]:
+    """Restore the callbacks that the saved training had, too; return those that begin here."""
+    left, begun = list(states), []
+    for callback in callbacks:
+        callback.num_timesteps = callback.model.num_timesteps
+        if hasattr(callback, "branch_off"):
+            callback.branch_off(states)
+            begun.append(callback)
+            continue
+        same = [state for state in left if state["class"] == type(callback).__name__]
+        if same:
+            left = [state for state in left if state is not same[0]]
+            _restore_callback(callback, same[0])
+        if isinstance(callback, EvalCallback):  # the branch keeps a best model of its own
+            callback.best_mean_reward = -np.inf
+    return begun
+
+
+def _restore_callback(callback: Any, state: State) -> None:
+    if state["class"] != type(callback).__name__:
+        raise ValueError(
+            f"the callbacks are others than the checkpoint's: {type(callback).__name__} stands "
+            f"where {state['class']} stood"
+        )
+    callback.num_timesteps = callback.model.num_timesteps
+    if "own" in state:
+        callback.set_state(state["own"])
+        return
+    for name, value in state["attributes"].items():
+        setattr(callback, name, value)
+    if "eval_env" in state:
+        restore_vec_env(callback.eval_env, state["eval_env"])

@@ -1,0 +1,1 @@
+"""Networks in files: read as data only, inspected, rebuilt, changed."""

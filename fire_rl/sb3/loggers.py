@@ -1,0 +1,111 @@
+"""What SB3's logger writes, how TensorBoard shows it, and how a resumed run goes on with it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
+
+from fire_rl.utils.jsonable import without_nan
+
+
+def summary_writer(logger: Logger) -> Any | None:
+    """Return the logger's TensorBoard ``SummaryWriter``, or None if it has none."""
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):
+            return output.writer
+    return None
+
+
+def log_folder(logger: Logger) -> Path | None:
+    """Return the folder of the logger's TensorBoard or CSV files, or None if it writes none."""
+    writes = any(
+        isinstance(output, TensorBoardOutputFormat | CSVOutputFormat)
+        for output in logger.output_formats
+    )
+    folder = logger.get_dir()
+    return Path(folder) if writes and folder is not None else None
+
+
+def append_json(path: Path, entry: Mapping[str, Any]) -> None:
+    """Append one line to a file of JSON lines; NaN becomes null, for JSON has none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(without_nan(entry)) + "\n")
+
+
+def custom_scalars_layout(roles: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """Lay out the Custom Scalars tab: returns and plasticity together, one category a network.
+
+    Args:
+        roles: Of the model's networks, such as ``["actor", "critic"]``.
+    """
+    return {
+        role: {
+            "return": ["Multiline", ["rollout/ep_rew_mean", "eval/mean_reward"]],
+            "dormant ratio": ["Multiline", [f"plasticity/{role}/dormant_ratio$"]],
+            "effective rank": ["Multiline", [f"plasticity/{role}/effective_rank$"]],
+            "deviation from isometry per singular value": [
+                "Multiline",
+                [f"plasticity/{role}/dfi_per_sv$", f"intervention/{role}/dfi_after$"],
+            ],
+        }
+        for role in roles
+    }
+
+
+def log_sizes(logger: Logger) -> dict[str, int]:
+    """Return how long each log file is now, by its name, everything logged so far included."""
+    folder = log_folder(logger)
+    if folder is None:
+        return {}
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):
+            output.writer.flush()
+        elif isinstance(output, CSVOutputFormat):
+            output.file.flush()
+    return {path.name: path.stat().st_size for path in _log_files(folder)}
+
+
+def cut_logs(logger: Logger, sizes: Mapping[str, int]) -> None:
+    """Cut log files back to :func:`log_sizes`: what came later is about to be logged again.
+
+    Event files that did not exist then are deleted, but for the logger's own. SB3 begins
+    ``progress.csv`` anew when a logger is made: see :func:`continue_csv`.
+    """
+    folder = log_folder(logger)
+    if folder is None:
+        return
+    own = {_event_file(output) for output in logger.output_formats}
+    for path in _log_files(folder):
+        if path.name in own or path.suffix == ".csv":
+            continue
+        if path.name in sizes:
+            os.truncate(path, min(sizes[path.name], path.stat().st_size))
+        else:
+            path.unlink()
+
+
+def continue_csv(logger: Logger, text: str) -> None:
+    """Let a new logger's ``progress.csv`` go on from an earlier one's content."""
+    for output in logger.output_formats:
+        if isinstance(output, CSVOutputFormat) and text:
+            output.file.write(text)
+            output.file.flush()
+            output.keys = text.partition("\n")[0].split(output.separator)
+
+
+def _log_files(folder: Path) -> list[Path]:
+    names = ("events.out.tfevents.*", "progress.csv", "interventions.jsonl")
+    return [path for name in names for path in folder.glob(name)]
+
+
+def _event_file(output: Any) -> str | None:
+    if not isinstance(output, TensorBoardOutputFormat):
+        return None
+    writer: Any = output.writer
+    return Path(writer.file_writer.event_writer._file_name).name

@@ -1,0 +1,1 @@
+"""Matrix mathematics of FIRE, and which weight of a module is which matrix."""
