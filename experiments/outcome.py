@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from experiments.flags import Args
 from experiments.folder import RunFolder
 from experiments.plain_yaml import ConfigError
+from fire_rl.sb3.internals import steps_at_start
 
 
 def report(error: Exception, args: Args, user_errors: tuple[type[Exception], ...]) -> int:
@@ -46,7 +47,7 @@ def results(
 
     The return is that of the last evaluation, else of the last training episodes.
     """
-    trained = model.num_timesteps - model._num_timesteps_at_start
+    trained = model.num_timesteps - steps_at_start(model)
     episodes = [episode["r"] for episode in model.ep_info_buffer or []]
     training = float(np.mean(episodes)) if episodes else None
     last = best = None

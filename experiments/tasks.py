@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from experiments.config import Tasks
 from experiments.watch import evaluator
+from fire_rl.utils.gymnasium_internals import generator_of, set_generator
 from fire_rl.utils.rng import isolated_rng
 
 FILE = "continual.csv"
@@ -116,7 +117,7 @@ class TaskEvaluation(BaseCallback):
         self.set_task(self.eval_env, task)
         self.eval_env.seed(self.seed)
         # DQN's predict() explores with the model's own action space, whose generator training uses.
-        generator = copy.deepcopy(self.model.action_space._np_random)
+        generator = copy.deepcopy(generator_of(self.model.action_space))
         with isolated_rng(self.seed):
             self.model.action_space.seed(self.seed)
             returns, _ = evaluator(self.model)(
@@ -126,7 +127,7 @@ class TaskEvaluation(BaseCallback):
                 deterministic=self.deterministic,
                 return_episode_rewards=True,
             )
-        self.model.action_space._np_random = generator
+        set_generator(self.model.action_space, generator)
         assert isinstance(returns, list)
         return returns
 

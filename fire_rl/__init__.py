@@ -6,6 +6,8 @@ from fire_rl.callbacks import (
     PlasticityMetricsCallback,
     RunCheckpointCallback,
 )
+from fire_rl.checkpoints.env_state import StateAccess
+from fire_rl.checkpoints.store import CheckpointError, restore, save
 from fire_rl.interventions import (
     FIRE,
     INTERVENTIONS,
@@ -32,8 +34,12 @@ from fire_rl.metrics import (
     stable_rank,
     zero_activation_ratio,
 )
+from fire_rl.runs.recovery import Recovery, recovery
 from fire_rl.sb3.anatomy import Anatomy, PolicyOutputs, register_anatomy
+from fire_rl.sb3.exploration import ExplorationRestart
 from fire_rl.sb3.frame_replay import FrameReplayBuffer
+from fire_rl.sb3.head_refit import HeadRefit
+from fire_rl.sb3.networks import anatomy_of
 from fire_rl.sb3.surgery import apply_intervention
 from fire_rl.schedules import At, AtFractions, Every, Never, Threshold, make_schedule
 from fire_rl.utils.version import VERSION
@@ -53,10 +59,13 @@ __all__ = [
     "Anatomy",
     "At",
     "AtFractions",
+    "CheckpointError",
     "EntropyTemperatureReset",
     "Every",
+    "ExplorationRestart",
     "FireCallback",
     "FrameReplayBuffer",
+    "HeadRefit",
     "InterventionCallback",
     "InterventionReport",
     "LayerChange",
@@ -67,10 +76,13 @@ __all__ = [
     "PolicyOutputs",
     "RandomOrthogonal",
     "ReDo",
+    "Recovery",
     "Reset",
     "RunCheckpointCallback",
     "ShrinkAndPerturb",
+    "StateAccess",
     "Threshold",
+    "anatomy_of",
     "apply_intervention",
     "approximate_rank",
     "deviation_from_isometry",
@@ -85,8 +97,11 @@ __all__ = [
     "make_schedule",
     "newton_schulz",
     "polar_factor",
+    "recovery",
     "register_anatomy",
+    "restore",
     "saturation_ratio",
+    "save",
     "squared_frobenius_error",
     "srank",
     "stable_rank",

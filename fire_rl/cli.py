@@ -32,7 +32,7 @@ from fire_rl.files.rebuild import build_skeleton, identity
 from fire_rl.files.recognise import make_stand_in
 from fire_rl.interventions.report import LayerChange
 from fire_rl.reports.command import add_report, run_report
-from fire_rl.sb3.networks import network_groups
+from fire_rl.sb3.model_view import ModelView
 from fire_rl.utils.validation import nearest
 from fire_rl.utils.version import VERSION
 from fire_rl.weights.layers import weight_layers_of
@@ -192,7 +192,7 @@ def _layer_states(
         skeleton = build_skeleton(tensors)
         try:
             stand_in = make_stand_in(file)
-            groups = network_groups(stand_in.model)
+            groups = ModelView(stand_in.model).groups
             recognised, skeleton = stand_in.kind.algorithms, stand_in.model.policy
             for group in groups:
                 roles |= {layer.name: group.role for layer in group.online.layers}

@@ -13,6 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from envs.continual.sequence import TaskChange
+from envs.internals import game_switches, set_game_switches
 
 MINATAR_CHANNELS = 10  # source: C-CHAIN, arXiv 2506.00592; the most that a game has, Seaquest's
 
@@ -56,11 +57,9 @@ class ChangingMode(TaskChange):
                     f"{known[name]}."
                 )
         # The emulator's own default is the first of its list (RomSettings::getDefaultMode).
-        first = (
-            known["mode"][0] if inner._game_mode is None else int(inner._game_mode),
-            known["difficulty"][0]
-            if inner._game_difficulty is None
-            else int(inner._game_difficulty),
+        first = tuple(
+            known[name][0] if chosen is None else int(chosen)
+            for name, chosen in zip(known, game_switches(inner), strict=True)
         )
         chosen = [asked[name] or known[name] for name in known]
         others = [flavour for flavour in product(*chosen) if flavour != first]
@@ -76,7 +75,7 @@ class ChangingMode(TaskChange):
         """Set the console's switches; the game takes them up at its next reset."""
         inner: Any = self.unwrapped
         mode, difficulty = self.flavours[self.variant % len(self.flavours)]
-        inner._game_mode, inner._game_difficulty = mode, difficulty  # a seeded reset sets them
+        set_game_switches(inner, mode, difficulty)
         inner.ale.setMode(mode)
         inner.ale.setDifficulty(difficulty)
 

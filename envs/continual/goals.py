@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.continual.sequence import TaskChange
+from envs.internals import rewards_running
 
 FORWARD = "reward_forward"  # gymnasium's name in `info`
 
@@ -30,7 +31,7 @@ class ChangingDirection(TaskChange):
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
-        if not hasattr(env.unwrapped, "_forward_reward_weight") or FORWARD not in _info(env):
+        if not rewards_running(env.unwrapped) or FORWARD not in _info(env):
             raise ValueError(
                 f"`tasks.change: direction` needs a locomotion task with {FORWARD!r} in its info, "
                 "such as HalfCheetah-v5, Hopper-v5, Walker2d-v5, Ant-v5 or Swimmer-v5; this one, "

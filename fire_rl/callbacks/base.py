@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from fire_rl.callbacks.event_clock import EventClock
+from fire_rl.sb3.callback_tree import callback_paths
 from fire_rl.sb3.measurement import probe_size
-from fire_rl.sb3.networks import network_groups
+from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.probe import Probe, ProbeSource
 from fire_rl.utils.validation import check_int
 
@@ -43,8 +44,7 @@ class RolloutCallback(BaseCallback):
     def _init_callback(self) -> None:
         if self._model is not self.model:  # a new model: nothing of an old one remains
             self._model = self.model
-            groups = network_groups(self.model)
-            size = probe_size(groups) if self.probe_size is None else self.probe_size
+            size = self.probe_size or probe_size(ModelView(self.model).groups)
             seed = (self.model.seed or 0) if self.seed is None else self.seed
             self.source = ProbeSource(size, seed)
             self.clock.reset()
@@ -121,7 +121,8 @@ def check_place(callback: BaseCallback) -> None:
     Raises:
         RuntimeError: With what stands around it.
     """
-    for path in _paths(callback.locals.get("callback"), ()):
+    root = callback.locals.get("callback")
+    for path in callback_paths(root) if root is not None else ():
         names = {base.__name__ for base in type(path[-1]).__mro__}
         if "ParallelTrainCallback" in names:
             raise RuntimeError(
@@ -133,17 +134,6 @@ def check_place(callback: BaseCallback) -> None:
             for wrapper in path[:-1]:
                 if isinstance(wrapper, EventCallback):
                     raise RuntimeError(misplaced(callback, type(wrapper).__name__))
-
-
-def _paths(callback: Any, above: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-    """Walk a tree of callbacks: every callback with those around it, outermost first."""
-    if callback is None:
-        return
-    path = (*above, callback)
-    yield path
-    children = [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
-    for child in (*(getattr(callback, "callbacks", None) or ()), *children):
-        yield from _paths(child, path)
 
 
 def misplaced(callback: BaseCallback, wrapper: str) -> str:

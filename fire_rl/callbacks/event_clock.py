@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from fire_rl.sb3.networks import network_groups
+from fire_rl.sb3.internals import total_timesteps
+from fire_rl.sb3.model_view import ModelView
 from fire_rl.schedules import AtFractions, Schedule
 from fire_rl.utils.validation import check_choice, check_int
 
@@ -53,7 +54,7 @@ class EventClock:
         self.stop()
         if self._previous is not None and self._total_timesteps:
             self._warn_about_chunks()
-        self._total_timesteps = model._total_timesteps
+        self._total_timesteps = total_timesteps(model)
         if self.unit == "gradient_updates":
             self._count_updates(model)
         now = self.now(model)
@@ -152,9 +153,7 @@ class EventClock:
         return model.num_timesteps > stop * self._total_timesteps
 
     def _count_updates(self, model: BaseAlgorithm) -> None:
-        groups = network_groups(model)
-        distinct = {id(group.optimizer): group.optimizer for group in groups}
-        optimizers = [optimizer for optimizer in distinct.values() if optimizer is not None]
+        optimizers = ModelView(model).optimizers
         self._updates = self._updates or [0] * len(optimizers)
 
         def count(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -13,7 +13,8 @@ from fire_rl.callbacks.event_clock import Unit
 from fire_rl.callbacks.intervention import InterventionCallback
 from fire_rl.callbacks.plasticity_metrics import PlasticityMetricsCallback
 from fire_rl.interventions import make_intervention, published_schedule
-from fire_rl.sb3.aids import ExplorationRestart, HeadRefit
+from fire_rl.sb3.exploration import ExplorationRestart
+from fire_rl.sb3.head_refit import HeadRefit
 from fire_rl.schedules import Threshold, make_schedule, make_threshold
 
 __all__ = ["FireCallback", "InterventionCallback", "PlasticityMetricsCallback"]

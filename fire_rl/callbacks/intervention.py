@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fire_rl.callbacks.base import RolloutCallback, logger
 from fire_rl.callbacks.event_clock import EventClock, Unit
-from fire_rl.callbacks.threshold_monitor import Trigger
+from fire_rl.callbacks.threshold_monitor import ThresholdMonitor
 from fire_rl.interventions import (
     Intervention,
     InterventionReport,
@@ -28,18 +28,16 @@ from fire_rl.interventions import (
 from fire_rl.runs.episodes import EpisodeLog
 from fire_rl.runs.recovery import Recovery
 from fire_rl.runs.recovery_log import RecoveryLog
-from fire_rl.sb3.aids import (
+from fire_rl.sb3.exploration import (
     ExplorationRestart,
-    HeadRefit,
     as_exploration_restart,
-    as_head_refit,
-    check_aids,
-    check_head_refit,
+    check_exploration_restart,
     restore_exploration,
-    warm_up,
 )
+from fire_rl.sb3.head_refit import HeadRefit, as_head_refit, check_head_refit
 from fire_rl.sb3.loggers import append_json, log_folder, summary_writer
-from fire_rl.sb3.networks import policy_tensors
+from fire_rl.sb3.model_view import ModelView
+from fire_rl.sb3.side_effects import check_warm_up, warm_up
 from fire_rl.sb3.surgery import apply_intervention, groups_to_change
 from fire_rl.schedules import At, Never, Schedule, Threshold, make_schedule
 from fire_rl.utils.validation import check_int
@@ -101,7 +99,8 @@ class InterventionCallback(RolloutCallback):
             schedule = published_schedule(intervention)
         clock = EventClock(make_schedule(schedule), horizon, unit)
         super().__init__(clock, probe_size, seed, verbose)
-        self.trigger = Trigger(clock.schedule) if isinstance(clock.schedule, Threshold) else None
+        schedule = clock.schedule
+        self.monitor = ThresholdMonitor(schedule) if isinstance(schedule, Threshold) else None
         self.intervention = make_intervention(intervention)
         self.log_dir = log_dir
         self.save_before = save_before
@@ -109,10 +108,10 @@ class InterventionCallback(RolloutCallback):
         self.warmup_updates = check_int("warmup_updates", warmup_updates, 0)
         self.restart_exploration = as_exploration_restart(restart_exploration)
         self.reports: list[InterventionReport] = []
-        self._forget_the_past()
-        self._plan_is_said = False
+        self._reset_history()
+        self._plan_announced = False
 
-    def _forget_the_past(self) -> None:
+    def _reset_history(self) -> None:
         self.recovery = RecoveryLog(self.intervention.name)
         self._initial: dict[str, Tensor] = {}
         self._announced: set[int] | None = None
@@ -121,20 +120,21 @@ class InterventionCallback(RolloutCallback):
     def _init_callback(self) -> None:
         if self._model is not self.model:
             self.check(self.model)  # a misfit shows before training
-            if self.trigger is not None:
-                self.trigger.start(self.model)
-            self._forget_the_past()
-            tensors = policy_tensors(self.model.policy)
+            if self.monitor is not None:
+                self.monitor.start(self.model)
+            self._reset_history()
+            tensors = ModelView(self.model).tensors
             self._initial = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         super()._init_callback()
 
     def check(self, model: BaseAlgorithm) -> None:
         """Raise ValueError if an option does not fit a model: a role, a layer, an aid."""
-        groups = groups_to_change(model, self.intervention)
-        check_aids(model, self.warmup_updates, self.restart_exploration)
+        groups = groups_to_change(ModelView(model), self.intervention)
+        check_warm_up(model, self.warmup_updates)
+        check_exploration_restart(model, self.restart_exploration)
         check_head_refit(model, groups, self.intervention, self.head_refit)
-        if self.trigger is not None:
-            self.trigger.check(model)
+        if self.monitor is not None:
+            self.monitor.check(model)
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
@@ -144,19 +144,19 @@ class InterventionCallback(RolloutCallback):
                 self._restarted = None  # a call that counts from 0 again
             else:
                 self._restarted[1].apply(self.model, self._restarted[0])
-        self._plan_is_said = False  # later: the first rollout start may restore a checkpoint
+        self._plan_announced = False  # later: the first rollout start may restore a checkpoint
 
     def _on_rollout_start(self) -> None:
         super()._on_rollout_start()
         planned_step = self.clock.take()
         if planned_step is None:
             return
-        if self.trigger is None:
+        if self.monitor is None:
             self._intervene(planned_step, {})
             return
         assert self.source is not None
         now, horizon = self.clock.now(self.model), self.clock.horizon
-        cause = self.trigger.look(self.model, self.source.frozen, now, horizon)
+        cause = self.monitor.measure(self.model, self.source.frozen, now, horizon)
         if cause is not None:
             self._intervene(planned_step, {"trigger": cause})
 
@@ -191,7 +191,7 @@ class InterventionCallback(RolloutCallback):
             super()._on_rollout_end()
 
     def _on_step(self) -> bool:
-        self._say_plan()
+        self._announce_plan()
         self.episodes.record(self.num_timesteps, self.locals["infos"])
         return super()._on_step()
 
@@ -225,18 +225,18 @@ class InterventionCallback(RolloutCallback):
             "recovery": self.recovery.get_state(),
             "restarted": self._restarted and (self._restarted[0], asdict(self._restarted[1])),
         }
-        trigger = {} if self.trigger is None else {"trigger": self.trigger.get_state()}
+        trigger = {} if self.monitor is None else {"trigger": self.monitor.get_state()}
         return {**super().get_state(), **own, **trigger}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`get_state`, in training."""
         super().set_state(state)
         self.reports = [InterventionReport.from_dict(report) for report in state["reports"]]
-        self._take_past(state)
+        self._restore_history(state)
         self.recovery.set_state(state["recovery"])
         self._announced = state["announced"]
-        if self.trigger is not None and "trigger" in state:
-            self.trigger.set_state(state["trigger"])
+        if self.monitor is not None and "trigger" in state:
+            self.monitor.set_state(state["trigger"])
 
     def branch_off(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Begin in a training that was restored from another one's checkpoint.
@@ -248,17 +248,17 @@ class InterventionCallback(RolloutCallback):
             states: Of the callbacks in the checkpoint.
         """
         assert self.source is not None
-        self._forget_the_past()
+        self._reset_history()
         own = [state["own"] for state in states if "own" in state]
         seen = [state["source"] for state in own if "source" in state]
         for source in [s for s in seen if s["frozen"] is not None or s["window"]][:1]:
             self.source.set_state(source, self.model.device)
         for state in [state for state in own if "initial" in state][:1]:
-            self._take_past(state)
+            self._restore_history(state)
         self.clock.branch_off(self.model)
-        self._say_plan()
+        self._announce_plan()
 
-    def _take_past(self, state: Mapping[str, Any]) -> None:
+    def _restore_history(self, state: Mapping[str, Any]) -> None:
         device = self.model.device
         self._initial = {name: tensor.to(device) for name, tensor in state["initial"].items()}
         self.episodes.set_state(state["recovery"]["episodes"])
@@ -267,10 +267,10 @@ class InterventionCallback(RolloutCallback):
             self._restarted = (step, ExplorationRestart(**options))
             self._restarted[1].apply(self.model, step)
 
-    def _say_plan(self) -> None:
+    def _announce_plan(self) -> None:
         """Say what lies ahead, once in each call of ``learn()``, and warn of what is odd."""
-        if not self._plan_is_said:
-            self._plan_is_said = True
+        if not self._plan_announced:
+            self._plan_announced = True
             planned = self.clock.planned()
             self._announce(planned)
             self._warn_about_plan(planned)
@@ -278,8 +278,8 @@ class InterventionCallback(RolloutCallback):
     def _announce(self, planned: Sequence[int]) -> None:
         """Say what is planned; a later call of ``learn()`` with the same plan is silent."""
         unit = self.clock.unit.replace("_", " ")
-        if self.trigger is not None:
-            plan = self.trigger.threshold.describe(unit.replace("timesteps", "steps"))
+        if self.monitor is not None:
+            plan = self.monitor.threshold.describe(unit.replace("timesteps", "steps"))
         elif planned or self.clock.horizon is not None:
             steps = ", ".join(f"{step:,}" for step in planned)
             plan = f"planned at {steps} {unit}" if planned else "no event is planned"

@@ -11,7 +11,9 @@ from fire_rl.callbacks.base import RolloutCallback
 from fire_rl.callbacks.event_clock import EventClock
 from fire_rl.sb3.loggers import custom_scalars_layout, summary_writer
 from fire_rl.sb3.measurement import Measurement, activation_metrics, observe, parameter_metrics
-from fire_rl.sb3.networks import NetworkGroup, network_groups, warn_of_unknown_parts
+from fire_rl.sb3.model_view import ModelView
+from fire_rl.sb3.networks import NetworkGroup
+from fire_rl.sb3.unknown_parts import warn_of_unknown_parts
 from fire_rl.schedules import Every
 
 
@@ -52,12 +54,11 @@ class PlasticityMetricsCallback(RolloutCallback):
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
-        groups = network_groups(self.model)
-        warn_of_unknown_parts(self.model, groups)
+        view = ModelView(self.model)
+        warn_of_unknown_parts(view)
         writer = summary_writer(self.logger)
         if writer is not None:
-            roles = [group.role for group in groups]
-            writer.add_custom_scalars(custom_scalars_layout(roles))
+            writer.add_custom_scalars(custom_scalars_layout(view.roles))
 
     def _on_rollout_start(self) -> None:
         super()._on_rollout_start()
@@ -80,19 +81,19 @@ class PlasticityMetricsCallback(RolloutCallback):
         if self.clock.take() is None:
             return
         assert self.source is not None
-        groups = network_groups(self.model)
+        view = ModelView(self.model)
         pooled: dict[str, float] = {}
         layers: dict[str, float] = {}
-        for group in groups:
+        for group in view.groups:
             _collect(group, "plasticity", parameter_metrics(group), pooled, layers)
         for prefix, probe in (
             ("plasticity", self.source.frozen),
             ("live", self.source.live(self.model)),
         ):
             if probe is not None:
-                activations = observe(self.model, groups, probe).activations
+                activations = observe(view, probe).activations
                 self._warn_about_unhooked(activations.unhooked)
-                for group in groups:
+                for group in view.groups:
                     found = activation_metrics(group, activations)
                     _collect(group, prefix, found, pooled, layers)
         self._log(pooled, layers)

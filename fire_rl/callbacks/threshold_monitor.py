@@ -11,13 +11,14 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from fire_rl.sb3.measurement import activation_metrics, observe, parameter_metrics
-from fire_rl.sb3.networks import NetworkGroup, network_groups
+from fire_rl.sb3.model_view import ModelView
+from fire_rl.sb3.networks import NetworkGroup
 from fire_rl.sb3.probe import Probe
 from fire_rl.schedules.threshold import WEIGHT_METRICS, Threshold, ThresholdState
 from fire_rl.utils.validation import check_choice
 
 
-class Trigger:
+class ThresholdMonitor:
     """A threshold with what it has seen of one model.
 
     Args:
@@ -40,10 +41,9 @@ class Trigger:
     def check(self, model: BaseAlgorithm) -> None:
         """Raise ValueError if a model has no network of the role that is watched."""
         if self.threshold.network is not None:
-            roles = [group.role for group in network_groups(model)]
-            check_choice("network", self.threshold.network, roles)
+            check_choice("network", self.threshold.network, ModelView(model).roles)
 
-    def look(
+    def measure(
         self, model: BaseAlgorithm, probe: Probe | None, step: int, horizon: int | None
     ) -> dict[str, Any] | None:
         """Measure, log the values, and return what set an event off, as plain values, or None.
@@ -88,12 +88,13 @@ class Trigger:
         if model.num_timesteps <= getattr(model, "learning_starts", 0):
             return {}  # untrained weights: there is no plasticity to restore
         wanted = self.threshold.network
-        groups = [group for group in network_groups(model) if wanted in (None, group.role)]
+        view = ModelView(model)
+        groups = [group for group in view.groups if wanted in (None, group.role)]
         name = self.threshold.log_name
         if name in WEIGHT_METRICS:
             found = {group.role: parameter_metrics(group).pooled for group in groups}
         elif probe is not None:
-            activations = observe(model, groups, probe).activations
+            activations = observe(view, probe).activations
             found = {
                 group.role: activation_metrics(group, activations, per_layer=False).pooled
                 for group in groups

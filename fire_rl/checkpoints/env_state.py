@@ -23,15 +23,11 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from fire_rl.checkpoints.safe_tree import is_plain
+from fire_rl.utils.gymnasium_internals import CONFIGURATION, generator_of, set_generator
 
 State = dict[str, Any]
 Parts = tuple[type, ...]
 
-# Attributes of gymnasium's own classes that never change.
-_SKIPPED = {
-    "metadata", "spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs", "_cached_spec",
-    "_metadata",
-}  # fmt: skip
 _STATIC = (
     type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType,
     functools.partial, EnvSpec, enum.Enum, np.dtype, gym.Env,
@@ -139,7 +135,7 @@ def _capture_level(level: gym.Env[Any, Any]) -> State:
             if isinstance(value, np.random.Generator | spaces.Space)
         }
         return state
-    skip = set(_SKIPPED)
+    skip = set(CONFIGURATION)
     if type(physics).__name__ == "MjData":
         # All of MjData: the documented state flags lack derived arrays from which rewards of Ant
         # and Humanoid are computed.
@@ -220,10 +216,9 @@ def _restore(current: Any, saved: State) -> Any:
         current.set_state(state)
     elif kind == "space":
         for space, generator in zip(_subspaces(current), state, strict=True):
-            if generator is None:
-                space._np_random = None  # type: ignore[assignment]  # gymnasium's own start
-            else:
-                space._np_random = _restore_generator(space._np_random, generator)
+            if generator is not None:
+                generator = _restore_generator(generator_of(space), generator)
+            set_generator(space, generator)
     elif kind == "part":
         restore_attributes(current, state)
     elif kind == "list":
@@ -254,5 +249,5 @@ def _subspaces(space: spaces.Space[Any]) -> Iterator[spaces.Space[Any]]:
 
 
 def _generator_state(space: spaces.Space[Any]) -> Any:
-    generator = space._np_random
+    generator = generator_of(space)
     return None if generator is None else generator.bit_generator.state

@@ -22,6 +22,7 @@ from stable_baselines3.her import HerReplayBuffer
 
 from fire_rl.checkpoints.safe_tree import is_plain
 from fire_rl.sb3.frame_replay import FrameReplayBuffer
+from fire_rl.sb3.internals import current_episode_starts
 
 Array = NDArray[Any]
 Description = dict[str, Any]
@@ -158,7 +159,7 @@ def _capture_head(buffer: Any) -> Head:
             "is_last": buffer.is_last[: buffer.size()],
             "last_frames": buffer.last_frames,
             "first_stacks": buffer.first_stacks,
-            "next": buffer._next,
+            "next": buffer.newest_observations,
             "next_frames": buffer.frames[buffer.num_rows % len(buffer.frames)],
         }
     if isinstance(buffer, HerReplayBuffer):
@@ -177,7 +178,7 @@ def _restore_head(buffer: Any, head: Head, description: Description) -> None:
         buffer.is_last[: buffer.size()] = head["is_last"]
         buffer.last_frames = dict(head["last_frames"])
         buffer.first_stacks = dict(head["first_stacks"])
-        buffer._next[:] = head["next"]
+        buffer.newest_observations[:] = head["next"]
         buffer.frames[buffer.num_rows % len(buffer.frames)] = head["next_frames"]
     elif isinstance(buffer, HerReplayBuffer):
         _restore_episodes(buffer, head)
@@ -196,7 +197,7 @@ def _capture_episodes(buffer: HerReplayBuffer) -> Head:
     return {
         "starts": buffer.ep_start[: buffer.size()],
         "lengths": buffer.ep_length[: buffer.size()],
-        "current": buffer._current_ep_start,
+        "current": current_episode_starts(buffer),
         "infos": infos,
     }
 
@@ -204,7 +205,7 @@ def _capture_episodes(buffer: HerReplayBuffer) -> Head:
 def _restore_episodes(buffer: HerReplayBuffer, head: Head) -> None:
     size = buffer.size()
     buffer.ep_start[:size], buffer.ep_length[:size] = head["starts"], head["lengths"]
-    buffer._current_ep_start[:] = head["current"]
+    current_episode_starts(buffer)[:] = head["current"]
     if head["infos"] is not None:
         for position, infos in enumerate(head["infos"]):
             buffer.infos[position] = infos

@@ -29,6 +29,7 @@ from fire_rl.checkpoints import replay_segments
 from fire_rl.checkpoints.replay_segments import digest
 from fire_rl.checkpoints.safe_tree import read_tree, write_tree
 from fire_rl.checkpoints.training_state import capture_training, check_same, restore_training
+from fire_rl.sb3.internals import total_timesteps
 from fire_rl.sb3.loggers import cut_logs, log_sizes
 
 logger = logging.getLogger("fire_rl")
@@ -268,7 +269,7 @@ def _write(
         "format": FORMAT,
         "algorithm": type(model).__name__,
         "num_timesteps": model.num_timesteps,
-        "total_timesteps": model._total_timesteps,
+        "total_timesteps": total_timesteps(model),
         "files": files,
         "replay": replay,
         "logs": log_sizes(model.logger),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import (
     BaseCallback,
-    CallbackList,
     EvalCallback,
-    ProgressBarCallback,
 )
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her import HerReplayBuffer
@@ -23,10 +21,12 @@ from stable_baselines3.her import HerReplayBuffer
 from fire_rl.checkpoints.env_state import State, capture_attributes, restore_attributes
 from fire_rl.checkpoints.safe_tree import is_plain, is_record
 from fire_rl.checkpoints.vec_env_state import PARTS, capture_vec_env, restore_vec_env
+from fire_rl.sb3 import internals
+from fire_rl.sb3.callback_tree import walk_callbacks
 
 _GSDE = ("exploration_mat", "exploration_matrices")
 # Of a model: what the clock says, and what is captured by itself.
-_NOT_OF_THE_MODEL = {"start_time", "_num_timesteps_at_start", "action_noise", "policy_kwargs"}
+_NOT_OF_THE_MODEL = {"start_time", internals.STEPS_AT_START, "action_noise", "policy_kwargs"}
 # Constructor arguments that a resumed run may change.
 _FREE_ARGUMENTS = {"seed", "verbose", "tensorboard_log", "device", "stats_window_size"}
 
@@ -41,7 +41,7 @@ def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) ->
         callbacks: The callbacks of the training, lists of callbacks included.
     """
     assert model.env is not None
-    _, variables = model._get_torch_save_params()
+    variables = internals.saved_variables(model)
     return {
         "algorithm": type(model).__name__,
         "arguments": _arguments(model),
@@ -59,7 +59,7 @@ def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) ->
             for name in ("name_to_value", "name_to_count", "name_to_excluded")
         },
         "env": capture_vec_env(model.env),
-        "callbacks": [_capture_callback(callback) for callback in walk(callbacks)],
+        "callbacks": [_capture_callback(callback) for callback in walk_callbacks(callbacks)],
         "random": {
             "python": random.getstate(),
             "numpy": np.random.get_state(),  # noqa: NPY002  (the one that SB3 draws from)
@@ -106,7 +106,7 @@ def restore_training(
     for name, value in state["attributes"].items():
         setattr(model, name, _like(getattr(model, name, None), value, model.device))
     restore_attributes(_parts(model), state["parts"])
-    model._num_timesteps_at_start = model.num_timesteps  # for the frames per second
+    internals.set_steps_at_start(model, model.num_timesteps)
     for name, values in state["logger"].items():
         getattr(model.logger, name).update(values)
     assert model.env is not None
@@ -114,9 +114,9 @@ def restore_training(
         _begin_new_episodes(model)
     begun: list[BaseCallback] = []
     if branch:
-        begun = _branch_callbacks(walk(callbacks), state["callbacks"])
+        begun = _branch_callbacks(walk_callbacks(callbacks), state["callbacks"])
     else:
-        for callback, saved in zip(walk(callbacks), state["callbacks"], strict=True):
+        for callback, saved in zip(walk_callbacks(callbacks), state["callbacks"], strict=True):
             _restore_callback(callback, saved)
     drawn = state["random"]
     random.setstate(drawn["python"])
@@ -125,22 +125,6 @@ def restore_training(
     if torch.cuda.is_available() and drawn["cuda"]:
         torch.cuda.set_rng_state_all(drawn["cuda"])
     return begun
-
-
-def walk(callbacks: Iterable[BaseCallback]) -> Iterator[BaseCallback]:
-    """Yield callbacks, those inside of lists and of other callbacks too.
-
-    Not the lists themselves and not SB3's progress bar: a resumed run may have another one.
-    """
-    for callback in callbacks:
-        if not isinstance(callback, CallbackList | ProgressBarCallback):
-            yield callback
-        inner = [
-            *getattr(callback, "callbacks", []),
-            *(vars(callback).get(name) for name in ("callback", "callback_on_new_best")),
-        ]
-        distinct = {id(item): item for item in inner if isinstance(item, BaseCallback)}
-        yield from walk(distinct.values())
 
 
 class _View:
@@ -250,11 +234,11 @@ def _begin_new_episodes(model: BaseAlgorithm) -> None:
             warnings.simplefilter("ignore", UserWarning)  # it asks whether this is meant
             buffer.truncate_last_trajectory()
     observations: Any = model.env.reset()
-    model._last_obs = observations
-    model._last_episode_starts = np.ones((model.env.num_envs,), dtype=bool)
+    internals.set_last_observations(model, observations)
+    internals.set_last_episode_starts(model, np.ones((model.env.num_envs,), dtype=bool))
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
-        model._last_original_obs = normalize.get_original_obs()
+        internals.set_last_original_observations(model, normalize.get_original_obs())
 
 
 def _capture_callback(callback: BaseCallback) -> State:

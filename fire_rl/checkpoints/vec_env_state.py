@@ -77,7 +77,7 @@ def _capture_envs(base: VecEnv) -> list[Any]:
     except AttributeError as error:
         raise NotCapturable(
             f"{type(base).__name__} keeps its environments in other processes; wrap each of them "
-            "in fire_rl.checkpoints.env_state.StateAccess"
+            "in fire_rl.StateAccess"
         ) from error
 
 

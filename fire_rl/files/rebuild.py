@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fire_rl.utils.torch_internals import own_buffers, own_modules, own_parameters
+
 # Names under which torch's and sb3-contrib's norm layers keep statistics, which are no parameters.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "ra_mean", "ra_var", "steps")
 _CONVS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
@@ -76,16 +78,19 @@ class _Builder:
             else:
                 own[head] = tensor
         module = _layer(own, children, hint)
-        module._parameters = {name: None for name in module._parameters if name not in own}
+        parameters, buffers = own_parameters(module), own_buffers(module)
+        absent = [name for name in parameters if name not in own]
+        parameters.clear()
+        parameters.update(dict.fromkeys(absent))
         for name, tensor in own.items():
             held = self._tensors.setdefault(identity(tensor), _held(name, tensor))
             if isinstance(held, nn.Parameter):
-                module._parameters[name] = held
+                parameters[name] = held
             else:
-                module._buffers[name] = held
+                buffers[name] = held
         for name, child in children.items():
             inner = f"{path}.{name}" if path else name
-            module._modules[name] = self.module(inner, child, depth + 1)
+            own_modules(module)[name] = self.module(inner, child, depth + 1)
         self._modules[key] = module
         return module
 

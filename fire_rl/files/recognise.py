@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from fire_rl.files.formats import VARIABLES, ModelFile
 from fire_rl.files.rebuild import Skeleton, build_skeleton
+from fire_rl.sb3.internals import set_vec_normalize
+from fire_rl.utils.paths import attribute_at
+from fire_rl.utils.torch_internals import own_modules
 
 _LAYER = r"\.(weight|bias)"
 # CrossQ puts BatchRenorm between its layers (sb3-contrib `common/torch_layers.py`).
@@ -129,7 +132,7 @@ class StandIn:
         """Return what the members of the zip hold now."""
         members = {"policy.pth": self.file.content["policy.pth"]}
         for member in self.file.optimizers:
-            members[member] = _get(self.model, member.removesuffix(".pth")).state_dict()
+            members[member] = attribute_at(self.model, member.removesuffix(".pth")).state_dict()
         return members | {
             name: self.file.content[name] for name in VARIABLES if name in self.file.content
         }
@@ -170,7 +173,7 @@ def make_stand_in(file: ModelFile) -> StandIn:
     for path in kind.parts:
         _ensure(policy, path)
     for name in ("critic", "critic_target"):
-        critic = policy._modules.get(name)
+        critic = own_modules(policy).get(name)
         if isinstance(critic, Skeleton):
             # SB3 registers `qf0`, `qf1`, ... and keeps them in a list.
             networks: Any = [m for n, m in critic.named_children() if n.startswith("qf")]
@@ -180,7 +183,8 @@ def make_stand_in(file: ModelFile) -> StandIn:
     model.device = torch.device("cpu")
     model.seed = file.whole_number("seed")
     model.num_timesteps = file.num_timesteps or 0
-    model.env = model._vec_normalize_env = model.replay_buffer = model.rollout_buffer = None
+    model.env = model.replay_buffer = model.rollout_buffer = None
+    set_vec_normalize(model, None)
     _add_temperature(model, file)
     _add_optimizers(model, file)
     return StandIn(kind, model, file)
@@ -222,11 +226,11 @@ def _add_optimizers(model: Any, file: ModelFile) -> None:
     networks = [policy, *(m for n, m in policy.named_children() if n in ("actor", "critic"))]
     for network in networks:  # a zip may come without
         network.optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
-    model.actor, model.critic = (policy._modules.get(name) for name in ("actor", "critic"))
+    model.actor, model.critic = (own_modules(policy).get(name) for name in ("actor", "critic"))
     for member, content in file.optimizers.items():
         path = member.removesuffix(".pth")
         owner_path, _, name = path.rpartition(".")
-        owner = _get(model, owner_path) if owner_path else model
+        owner = attribute_at(model, owner_path) if owner_path else model
         known = name == "optimizer" if owner_path else name == "ent_coef_optimizer"
         if owner is None or not known:
             raise ValueError(f"The zip holds `{member}`, which SB3's own algorithms do not save.")
@@ -238,11 +242,12 @@ def _candidates(model: Any, path: str) -> Iterator[list[Tensor]]:
     if path == "ent_coef_optimizer":
         yield [model.log_ent_coef] if model.log_ent_coef is not None else []
         return
-    network = _get(model, path.removesuffix(".optimizer"))
+    network = attribute_at(model, path.removesuffix(".optimizer"))
     yield list(network.parameters())
     for name in ("q_net", "quantile_net"):  # since SB3 2.4 without the target's
-        if path == "policy.optimizer" and name in network._modules:
-            yield list(network._modules[name].parameters())
+        online = own_modules(network).get(name)
+        if path == "policy.optimizer" and online is not None:
+            yield list(online.parameters())
     if path == "critic.optimizer":  # SAC's critic does not train an extractor that it shares
         yield [p for n, p in network.named_parameters() if "features_extractor" not in n]
 
@@ -290,15 +295,8 @@ def _holds(
 def _ensure(policy: nn.Module, path: str) -> None:
     """Put an empty module where a module without tensors has been."""
     for part in path.split("."):
-        if part not in policy._modules:
-            policy._modules[part] = Skeleton()
-        child = policy._modules[part]
+        if part not in own_modules(policy):
+            own_modules(policy)[part] = Skeleton()
+        child = own_modules(policy)[part]
         assert child is not None
         policy = child
-
-
-def _get(model: Any, path: str) -> Any:
-    value = model
-    for part in path.split("."):
-        value = getattr(value, part, None)
-    return value

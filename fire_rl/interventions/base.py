@@ -1,7 +1,8 @@
 """The protocol of an intervention: what it sees and what it plans.
 
 An intervention is a pure function: it reads a :class:`Network` and a :class:`Context` and returns
-the new value of each tensor that it wants to change. :func:`write` is the one place that mutates.
+the new value of each tensor that it wants to change; :mod:`~fire_rl.interventions.operation` is
+the one place that mutates.
 What happens around the weights (targets, optimizer, entropy temperature) is a set of named
 choices, :class:`Aftermath`, which surgery carries out.
 """
@@ -21,7 +22,6 @@ from fire_rl.metrics.unit_readers import Connection
 from fire_rl.utils.validation import check_choice, nearest
 from fire_rl.weights.layers import (
     WeightLayer,
-    first_non_finite,
     is_norm_layer,
     plain_name,
     weight_layers_of,
@@ -203,27 +203,6 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer of a module once, by dotted name."""
     named = [*module.named_parameters(), *module.named_buffers()]
     return {plain_name(name): tensor for name, tensor in named}
-
-
-def check_finite(network: Network) -> None:
-    """Raise ValueError if a tensor of the network holds NaN or infinity, naming it."""
-    name = first_non_finite(network.tensors.items())
-    if name is not None:
-        raise ValueError(
-            f"`{name}` ({network.role}) holds NaN or infinite values before the intervention; "
-            "nothing was changed. Training has diverged: go back to an earlier checkpoint."
-        )
-
-
-@torch.no_grad()
-def write(network: Network, updates: Mapping[str, Update]) -> None:
-    """Put planned values into the network, in place.
-
-    ``copy_`` keeps the Parameter objects, their storage and their memory format: optimizers,
-    SB3's aliases and compiled graphs hold references to them.
-    """
-    for name, update in updates.items():
-        network.tensors[name].copy_(update.value)
 
 
 def select_layers(

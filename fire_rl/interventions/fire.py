@@ -24,6 +24,7 @@ from fire_rl.interventions.base import (
     weight_updates,
 )
 from fire_rl.interventions.options import RulesByKind
+from fire_rl.utils.torch_internals import own_parameters
 from fire_rl.utils.validation import as_number, check_choice, check_int, check_positive
 from fire_rl.weights.attention import QUERY_KEY_NAMES, BlockRule, as_split, blocks_by_name
 from fire_rl.weights.layers import WeightLayer, check_assignable
@@ -246,12 +247,12 @@ class FIRE(RulesByKind):
     def _chosen(self, network: Network) -> Iterator[WeightLayer]:
         """Yield the layers that the options are about and do not keep."""
         embeddings = {
-            id(module._parameters.get("weight"))
+            id(own_parameters(module).get("weight"))
             for module in network.modules.values()
             if isinstance(module, nn.Embedding)
         }
         for layer in select_layers(self.candidates(network), self.include, self.exclude):
-            tied = id(layer.module._parameters.get(layer.weight_attribute)) in embeddings
+            tied = id(own_parameters(layer.module).get(layer.weight_attribute)) in embeddings
             if self.rule(layer) == "keep" or (tied and self.tied == "keep"):
                 continue
             if "project" in self._blocks(layer):

@@ -9,28 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import (
     ParametrizationList,
     is_parametrized,
     type_before_parametrizations,
 )
 
-from fire_rl.interventions.base import (
-    Context,
-    Intervention,
-    Network,
-    check_finite,
-    named_tensors,
-    write,
-)
+from fire_rl.interventions.base import Context, Intervention, Network, named_tensors
 from fire_rl.interventions.fire import FIRE
-from fire_rl.interventions.optimizer_state import forget, forget_entries
+from fire_rl.interventions.operation import Operation, check_finite
 from fire_rl.interventions.registry import make_intervention
-from fire_rl.interventions.report import Changes, LayerChange, describe_changes
+from fire_rl.interventions.report import Changes, LayerChange
+from fire_rl.utils import torch_internals
 from fire_rl.utils.rng import isolated_rng
 from fire_rl.utils.validation import as_names, check_names, check_options
-from fire_rl.weights.layers import first_non_finite, old_weight_norm, plain_name
+from fire_rl.weights.layers import old_weight_norm, plain_name
 
 # Of interventions: what a plain module does not have.
 _OF_AGENTS = ("networks", "target", "entropy_temperature", "vecnormalize", "replay_buffer")
@@ -137,21 +130,11 @@ def intervene_(
         activations=dict,
         generator=torch.Generator().manual_seed(seed),
     )
-    with isolated_rng(seed):
-        updates = intervention.plan(network, context)
-    name = first_non_finite((name, update.value) for name, update in updates.items())
-    if name is not None:
-        raise ValueError(f"The intervention would make `{name}` non-finite; nothing was changed.")
-    changes = describe_changes(network, updates)
-    write(network, updates)
-    forgetting = intervention.aftermath.optimizer_state
-    if optimizer is not None and forgetting == "all":
-        forget(optimizer, network.tensors.values())
-    elif optimizer is not None and forgetting == "changed":
-        whole = [name for name, update in updates.items() if update.entries is None]
-        forget(optimizer, [network.tensors[name] for name in whole])
-        masks = {n: update.entries for n, update in updates.items() if update.entries is not None}
-        forget_entries(optimizer, [(network.tensors[n], mask) for n, mask in masks.items()])
+    operation = Operation.plan(intervention, {network.role: network}, {}, context, seed)
+    changes = operation.describe()[network.role]
+    operation.write()
+    if optimizer is not None:
+        operation.forget([optimizer])
     return changes
 
 
@@ -221,14 +204,12 @@ def _draw(module: nn.Module) -> bool:
     if is_parametrized(module, "weight"):
         norm = getattr(module.parametrizations, "weight")  # noqa: B009
     drawn = module if norm is None else _without_parametrization(module)
-    # torch's MultiheadAttention has it as a private method.
-    names = ("reset_parameters", "_reset_parameters")
-    draw: Any = next((getattr(drawn, name) for name in names if hasattr(drawn, name)), None)
+    draw = torch_internals.initialiser(drawn)
     if draw is None:
         return False
     draw()
-    if norm is not None and isinstance(norm[0], _WeightNorm):
-        values: Any = norm[0].right_inverse(drawn.weight)  # type: ignore[no-untyped-call]
+    if norm is not None and isinstance(norm[0], torch_internals.WEIGHT_NORM):
+        values: Any = norm[0].right_inverse(drawn.weight)
         norm.original0.copy_(values[0])
         norm.original1.copy_(values[1])
     return True
@@ -241,8 +222,6 @@ def _without_parametrization(module: nn.Module) -> nn.Module:
     parametrization would change the class, which copies of a module share.)
     """
     kind: Any = type_before_parametrizations(module)
-    plain: nn.Module = kind.__new__(kind)
     weight = nn.Parameter(torch.empty_like(module.weight))  # type: ignore[arg-type]
-    plain.__dict__.update(module.__dict__)
-    plain.__dict__["_parameters"] = {**module._parameters, "weight": weight}
+    plain: nn.Module = torch_internals.with_parameter(module, kind, weight=weight)
     return plain

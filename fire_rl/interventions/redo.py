@@ -14,6 +14,7 @@ from fire_rl.interventions.base import Context, Network, Update, select_layers
 from fire_rl.interventions.options import LayerOptions
 from fire_rl.metrics.features import dormant_mask
 from fire_rl.metrics.unit_readers import incoming_entries, outgoing_entries
+from fire_rl.utils.torch_internals import own_parameters
 from fire_rl.utils.validation import check_non_negative
 from fire_rl.weights.layers import WeightLayer, check_writable
 
@@ -184,4 +185,4 @@ def _recycle(
 
 def _may_change(layer: WeightLayer) -> bool:
     """Tell whether the weight is trained, and no parametrization computes it."""
-    return not layer.frozen and "weight" in layer.module._parameters
+    return not layer.frozen and "weight" in own_parameters(layer.module)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fire_rl.utils.torch_internals import AVERAGE_POOLING, DROPOUT, MAX_POOLING
 from fire_rl.weights.layers import is_norm_layer
 
 # Every elementwise nonlinearity of torch: the classes of torch.nn.modules.activation ...
@@ -28,9 +29,9 @@ PASS_THROUGH = (
     nn.Identity,
     nn.Flatten,
     nn.Unflatten,
-    nn.modules.dropout._DropoutNd,
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
+    DROPOUT,
+    MAX_POOLING,
+    AVERAGE_POOLING,
 )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fire_rl.metrics.activations import ACTIVATIONS, PASS_THROUGH, hooked
+from fire_rl.utils.torch_internals import own_parameters
 from fire_rl.weights.layers import WeightLayer, is_norm_layer
 
 # The units' numbers are spread over [base, base + 1). Two passes, with other bases and another
@@ -177,7 +178,7 @@ class _Pass:
         if isinstance(module, PASS_THROUGH):
             if origin is not None:
                 self._origin[id(output)] = origin
-        elif any(parameter is not None for parameter in module._parameters.values()):
+        elif any(parameter is not None for parameter in own_parameters(module).values()):
             self._consume(seen, None, None)
         return None
 

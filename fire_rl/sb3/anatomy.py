@@ -19,6 +19,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, ContinuousCritic
 from torch import Tensor, nn
 
+from fire_rl.sb3.internals import action_distribution
 from fire_rl.utils.validation import check_names
 
 
@@ -39,6 +40,17 @@ class PolicyOutputs:
 
 Forward = Callable[[Any, Any, Tensor | None], PolicyOutputs]
 _ROLES = ("actor", "critic")
+
+
+def new_policy(model: Any) -> nn.Module:
+    """Build a policy of a model's class with its spaces, learning rate and ``policy_kwargs``."""
+    options: dict[str, Any] = dict(model.policy_kwargs)
+    if isinstance(model, OnPolicyAlgorithm):
+        options.setdefault("use_sde", model.use_sde)
+    policy: nn.Module = model.policy_class(
+        model.observation_space, model.action_space, model.lr_schedule, **options
+    )
+    return policy
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ class Anatomy:
     needs_actions: bool = False
     optional: Sequence[str] = ("log_std",)
     shared: Sequence[str] = ()
-    fresh: Callable[[Any], nn.Module] | None = None
+    fresh: Callable[[Any], nn.Module] = new_policy
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -172,7 +184,7 @@ def _actor_critic_outputs(
     features = policy.extract_features(observations)
     for_actor, for_critic = features if isinstance(features, tuple) else (features, features)
     latent = policy.mlp_extractor.forward_actor(for_actor)
-    distribution = copy.copy(policy._get_action_dist_from_latent(latent))
+    distribution = copy.copy(action_distribution(policy, latent))
     values = policy.value_net(policy.mlp_extractor.forward_critic(for_critic))
     return PolicyOutputs(distribution.mode(), values, distribution)
 

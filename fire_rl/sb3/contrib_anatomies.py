@@ -16,6 +16,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor, nn
 
 from fire_rl.sb3.anatomy import ANATOMIES, Anatomy, PolicyOutputs, squashed_gaussian
+from fire_rl.sb3.internals import action_distribution
 
 _PACKAGE = "sb3_contrib"
 
@@ -57,7 +58,7 @@ def _recurrent_outputs(policy: Any, observations: Any, actions: Tensor | None) -
         for_value = latent
     else:
         for_value = policy.critic(for_critic)
-    distribution = policy._get_action_dist_from_latent(policy.mlp_extractor.forward_actor(latent))
+    distribution = action_distribution(policy, policy.mlp_extractor.forward_actor(latent))
     values = policy.value_net(policy.mlp_extractor.forward_critic(for_value))
     return PolicyOutputs(distribution.mode(), values, copy.copy(distribution))
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import BaseBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import BaseBuffer, NStepReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -89,7 +89,7 @@ class FrameReplayBuffer(NStepReplayBuffer):
         self.last_frames: dict[tuple[int, int], Array] = {}  # (row, environment) -> frame
         self.first_stacks: dict[tuple[int, int], Array] = {}  # -> the older frames of the stack
         self.num_rows = 0
-        self._next = np.zeros((n_envs, *self.obs_shape), np.uint8)
+        self.newest_observations = np.zeros((n_envs, *self.obs_shape), np.uint8)
 
     @property
     def observations(self) -> _Stacks:  # type: ignore[override]
@@ -127,7 +127,7 @@ class FrameReplayBuffer(NStepReplayBuffer):
             )
         row, pos = self.num_rows, self.pos
         for env in range(self.n_envs):
-            if row > 0 and np.array_equal(obs[env], self._next[env]):
+            if row > 0 and np.array_equal(obs[env], self.newest_observations[env]):
                 age = self.ages[pos - 1, env] + 1
             else:
                 age = 0
@@ -137,7 +137,7 @@ class FrameReplayBuffer(NStepReplayBuffer):
         self.is_last[pos] = False
         self.frames[row % len(self.frames)] = obs[:, -channels:]
         self.frames[(row + 1) % len(self.frames)] = next_obs[:, -channels:]
-        self._next[:] = next_obs
+        self.newest_observations[:] = next_obs
         self.actions[pos] = np.reshape(action, (self.n_envs, self.action_dim))
         self.rewards[pos], self.dones[pos] = reward, done
         if self.handle_timeout_termination:
@@ -197,7 +197,7 @@ class FrameReplayBuffer(NStepReplayBuffer):
         self, batch_inds: Array, env: VecNormalize | None = None
     ) -> ReplayBufferSamples:
         if self.n_steps == 1:
-            return ReplayBuffer._get_samples(self, batch_inds, env)
+            return super(NStepReplayBuffer, self)._get_samples(batch_inds, env)
         return super()._get_samples(batch_inds, env)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
 
+from fire_rl.sb3.internals import event_file
 from fire_rl.utils.jsonable import without_nan
 
 
@@ -80,7 +81,7 @@ def cut_logs(logger: Logger, sizes: Mapping[str, int]) -> None:
     folder = log_folder(logger)
     if folder is None:
         return
-    own = {_event_file(output) for output in logger.output_formats}
+    own = {event_file(o) for o in logger.output_formats if isinstance(o, TensorBoardOutputFormat)}
     for path in _log_files(folder):
         if path.name in own or path.suffix == ".csv":
             continue
@@ -102,10 +103,3 @@ def continue_csv(logger: Logger, text: str) -> None:
 def _log_files(folder: Path) -> list[Path]:
     names = ("events.out.tfevents.*", "progress.csv", "interventions.jsonl")
     return [path for name in names for path in folder.glob(name)]
-
-
-def _event_file(output: Any) -> str | None:
-    if not isinstance(output, TensorBoardOutputFormat):
-        return None
-    writer: Any = output.writer
-    return Path(writer.file_writer.event_writer._file_name).name

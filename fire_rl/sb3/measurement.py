@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import kl_divergence
 from torch import Tensor
 
@@ -23,7 +22,8 @@ from fire_rl.metrics.features import (
 from fire_rl.metrics.unit_readers import Connection, trace_connections
 from fire_rl.metrics.weights import pool_weight_metrics, weight_metrics
 from fire_rl.sb3.anatomy import PolicyOutputs
-from fire_rl.sb3.networks import NetworkGroup, anatomy_of
+from fire_rl.sb3.model_view import ModelView
+from fire_rl.sb3.networks import NetworkGroup
 from fire_rl.sb3.probe import MIN_PROBE_SIZE, Probe
 
 Metrics = dict[str, float]
@@ -55,43 +55,30 @@ class Observed:
     activations: Activations
 
 
-def observe(model: BaseAlgorithm, groups: Sequence[NetworkGroup], probe: Probe) -> Observed:
-    """Run the model's networks over a probe, in evaluation mode, and keep activations.
+def observe(view: ModelView, probe: Probe) -> Observed:
+    """Run a model's networks over a probe, in evaluation mode, and keep activations.
 
     Of convolutional maps the mean magnitude over positions, ``(N, C, 1)``.
     """
-    anatomy = anatomy_of(model)
-    layers = {layer.name: layer.module for group in groups for layer in group.online.layers}
-    heads = [name for group in groups for name in group.online.heads]
+    layers = {name: layer.module for name, layer in view.layers.items()}
     outputs: list[PolicyOutputs] = []
 
     def forward() -> None:
         for part in probe.split(_ELEMENTS_AT_ONCE):
-            outputs.append(anatomy.forward(model.policy, part.observations, part.actions))
+            outputs.append(view.forward(part))
 
-    activations = capture_activations(layers, [model.policy], forward, heads, _kept)
+    activations = capture_activations(layers, [view.model.policy], forward, view.heads, _kept)
     return Observed(tuple(outputs), activations)
 
 
-def observe_connections(
-    model: BaseAlgorithm, groups: Sequence[NetworkGroup], probe: Probe
-) -> dict[str, tuple[Connection, ...]]:
-    """Find out which layers read whose units.
+def observe_connections(view: ModelView, probe: Probe) -> dict[str, tuple[Connection, ...]]:
+    """Find out which layers read whose units; the model is left as it was.
 
-    See :func:`~fire_rl.metrics.unit_readers.trace_connections`.
-
-    Args:
-        model: The model; it is left as it was.
-        groups: All its networks.
-        probe: One of its observations is used.
+    See :func:`~fire_rl.metrics.unit_readers.trace_connections`. One observation of the probe is
+    used.
     """
-    anatomy, part = anatomy_of(model), probe.split(1)[0]
-    layers = {layer.name: layer for group in groups for layer in group.online.layers}
-    return trace_connections(
-        layers,
-        [model.policy],
-        lambda: anatomy.forward(model.policy, part.observations, part.actions),
-    )
+    part = probe.split(1)[0]
+    return trace_connections(view.layers, [view.model.policy], lambda: view.forward(part))
 
 
 def activation_metrics(

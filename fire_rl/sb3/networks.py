@@ -8,26 +8,22 @@ role only.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor, nn
 
-from fire_rl.interventions.base import Network, named_tensors
+from fire_rl.interventions.base import Network
 from fire_rl.sb3.anatomy import Anatomy, known_anatomy
 from fire_rl.sb3.contrib_anatomies import contrib_anatomy, why_refused
-from fire_rl.utils.rng import isolated_rng
-from fire_rl.utils.validation import nearest
-from fire_rl.weights.layers import plain_name, weight_layers, weight_layers_of
+from fire_rl.utils.paths import attribute_at
+from fire_rl.utils.torch_internals import uncompiled
+from fire_rl.weights.layers import plain_name, weight_layers
 
 SHARED = "shared"
-_HOW_TO_REGISTER = (
+HOW_TO_REGISTER = (
     "Say where they are with fire_rl.register_anatomy(YourAlgorithm, fire_rl.Anatomy(...)), or for "
     "the class of your policy; its docstring has an example."
 )
@@ -61,8 +57,7 @@ def anatomy_of(model: BaseAlgorithm) -> Anatomy:
         ValueError: If the algorithm is unknown, or its policy lacks what the anatomy names.
     """
     name = type(model).__name__
-    policy = getattr(model, "policy", None)
-    policy = getattr(policy, "_orig_mod", policy)  # as it was before torch.compile
+    policy = uncompiled(getattr(model, "policy", None))
     for kind in (*type(policy).__mro__, *type(model).__mro__):
         anatomy = known_anatomy(kind) or contrib_anatomy(kind)
         if anatomy is None:
@@ -71,10 +66,10 @@ def anatomy_of(model: BaseAlgorithm) -> Anatomy:
             continue
         for paths in anatomy.parts.values():
             for path in paths:
-                if path not in anatomy.optional and _get(model, path) is None:
+                if path not in anatomy.optional and attribute_at(model.policy, path) is None:
                     raise ValueError(
                         f"The policy {type(policy).__name__} of {name} has no `{path}`: it "
-                        f"is not built like that of {kind.__name__}. {_HOW_TO_REGISTER}"
+                        f"is not built like that of {kind.__name__}. {HOW_TO_REGISTER}"
                     )
         return anatomy
     known = (
@@ -82,17 +77,12 @@ def anatomy_of(model: BaseAlgorithm) -> Anatomy:
         "their subclasses"
     )
     raise ValueError(
-        f"`model` is a {name}, whose networks are not known; known are {known}. {_HOW_TO_REGISTER}"
+        f"`model` is a {name}, whose networks are not known; known are {known}. {HOW_TO_REGISTER}"
     )
 
 
-def network_groups(model: BaseAlgorithm) -> tuple[NetworkGroup, ...]:
-    """List a model's trained networks by role, each with its target and optimizer.
-
-    Raises:
-        ValueError: If the algorithm is unknown.
-    """
-    anatomy = anatomy_of(model)
+def network_groups(model: BaseAlgorithm, anatomy: Anatomy) -> tuple[NetworkGroup, ...]:
+    """List a model's trained networks by role, each with its target and optimizer."""
     names = {id(item): name for name, item in _named_items(model.policy)}
     heads = _head_names(model, anatomy, names)
     owners: dict[str, list[str]] = {}
@@ -100,10 +90,14 @@ def network_groups(model: BaseAlgorithm) -> tuple[NetworkGroup, ...]:
     twins: dict[str, nn.Module | Tensor] = {}
     for role, paths in anatomy.parts.items():
         for path in paths:
-            part = _get(model, path)
+            part = attribute_at(model.policy, path)
             if part is None:
                 continue  # a categorical policy has no `log_std`
-            twin = _get(model, anatomy.targets[path]) if path in anatomy.targets else None
+            twin = (
+                attribute_at(model.policy, anatomy.targets[path])
+                if path in anatomy.targets
+                else None
+            )
             twin_items = dict(_named_items(twin, dedupe=False)) if twin is not None else {}
             for local, item in _named_items(part, dedupe=False):
                 name = names[id(item)]
@@ -113,7 +107,7 @@ def network_groups(model: BaseAlgorithm) -> tuple[NetworkGroup, ...]:
                 if local in twin_items:
                     twins[name] = twin_items[local]
     for path in anatomy.shared:
-        part = _get(model, path)
+        part = attribute_at(model.policy, path)
         for _, item in [] if part is None else _named_items(part, dedupe=False):
             if names[id(item)] not in owners:
                 items[names[id(item)]] = item
@@ -139,112 +133,14 @@ def network_groups(model: BaseAlgorithm) -> tuple[NetworkGroup, ...]:
     return tuple(groups)
 
 
-def warn_of_unknown_parts(model: BaseAlgorithm, groups: Sequence[NetworkGroup]) -> None:
-    """Name, in a warning, what a policy of one's own has and the anatomy does not know.
-
-    Weight layers that an optimizer of the model trains and that belong to no role; roles of which
-    no output layer is found, so that options about heads do not reach them.
-    """
-    policy, anatomy = type(model.policy).__name__, anatomy_of(model)
-    known = {id(tensor) for group in groups for tensor in group.online.tensors.values()}
-    optimizers = {id(group.optimizer): group.optimizer for group in groups}.values()
-    held = {id(p) for o in optimizers if o for held in o.param_groups for p in held["params"]}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # recurrent layers are named elsewhere
-        layers = weight_layers_of(model.policy.named_modules())
-    strangers = [
-        plain_name(layer.name)
-        for layer in layers
-        if not layer.frozen
-        and any(id(part) in held and id(part) not in known for part in layer.parts.values())
-    ]
-    if strangers:
-        warnings.warn(
-            f"{policy} trains `{'`, `'.join(strangers)}`, which belongs to none of the roles "
-            f"{', '.join(anatomy.parts)}: left as it is, and not measured. {_HOW_TO_REGISTER}",
-            UserWarning,
-            stacklevel=2,
-        )
-    for role, paths in anatomy.parts.items():
-        heads = [h for h in anatomy.heads if any(f"{h}.".startswith(f"{p}.") for p in paths)]
-        if heads and all(_get(model, head.removesuffix(".*")) is None for head in heads):
-            warnings.warn(
-                f"{policy} has no `{'`, `'.join(heads)}`: the output layers of its {role} are not "
-                "known and count as hidden ones, whatever an option says of heads. Name them in "
-                f"`heads`. {_HOW_TO_REGISTER}",
-                UserWarning,
-                stacklevel=2,
-            )
-
-
-def select_groups(
-    groups: Sequence[NetworkGroup], networks: Sequence[str] | None
-) -> tuple[NetworkGroup, ...]:
-    """Return the groups of the named roles; ``shared`` also when all its users are named.
-
-    Raises:
-        ValueError: If a role is unknown for this model.
-    """
-    if networks is None:
-        return tuple(groups)
-    roles = [group.role for group in groups]
-    for name in networks:
-        if name not in roles:
-            raise ValueError(
-                f"`networks` must name roles of this model ({', '.join(roles)}), got {name!r}."
-                f"{nearest(name, roles)}"
-            )
-    return tuple(
-        group for group in groups if group.role in networks or set(group.users) <= set(networks)
-    )
-
-
-def fresh_policy(model: BaseAlgorithm, seed: int) -> nn.Module:
-    """Build a new policy of the model's own class and arguments, initialised as SB3 does.
-
-    Random states outside are untouched. The policy is on the model's device.
-    """
-    build = anatomy_of(model).fresh or _new_policy
-    with isolated_rng(seed):
-        policy = build(model)
-    return policy.to(model.device)
-
-
-def _new_policy(model: BaseAlgorithm) -> nn.Module:
-    options: dict[str, Any] = dict(model.policy_kwargs)
-    if isinstance(model, OnPolicyAlgorithm):
-        options.setdefault("use_sde", model.use_sde)
-    policy: nn.Module = model.policy_class(
-        model.observation_space, model.action_space, model.lr_schedule, **options
-    )
-    return policy
-
-
-@contextmanager
-def restored(groups: Sequence[NetworkGroup]) -> Iterator[None]:
-    """Put every tensor of networks and their targets back at the end."""
-    networks = [n for group in groups for n in (group.online, group.target) if n is not None]
-    saved = [{name: tensor.clone() for name, tensor in n.tensors.items()} for n in networks]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for network, tensors in zip(networks, saved, strict=True):
-                for name, tensor in tensors.items():
-                    network.tensors[name].copy_(tensor)
-
-
-def policy_tensors(policy: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter and buffer of a policy once, by the names that networks use."""
-    return named_tensors(policy)
-
-
 def _optimizer(
     model: BaseAlgorithm, anatomy: Anatomy, users: Sequence[str]
 ) -> torch.optim.Optimizer | None:
     """Return the optimizer of the first of some roles that has one."""
     path = next((anatomy.optimizers[role] for role in users if role in anatomy.optimizers), None)
-    optimizer: torch.optim.Optimizer | None = None if path is None else _get(model, path)
+    optimizer: torch.optim.Optimizer | None = (
+        None if path is None else attribute_at(model.policy, path)
+    )
     return optimizer
 
 
@@ -296,7 +192,7 @@ def _head_names(
 ) -> tuple[str, ...]:
     heads = []
     for path in anatomy.heads:
-        found = _get(model, path.removesuffix(".*"))
+        found = attribute_at(model.policy, path.removesuffix(".*"))
         if found is None:
             continue
         for module in found if path.endswith(".*") else [found]:
@@ -304,11 +200,3 @@ def _head_names(
             if layers:
                 heads.append(names[id(layers[-1].module)])
     return tuple(heads)
-
-
-def _get(model: BaseAlgorithm, path: str) -> Any:
-    """Follow a dotted path from the policy; None where it breaks off."""
-    value: Any = model.policy
-    for part in path.split("."):
-        value = getattr(value, part, None)
-    return value

@@ -1,61 +1,41 @@
-"""Bring everything around changed weights in line: what :class:`Aftermath` names."""
+"""What follows surgery around the weights: optimizers, temperature, statistics, buffer, noise."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
-from torch import Tensor
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from fire_rl.interventions.base import Aftermath, Update
-from fire_rl.interventions.optimizer_state import forget, forget_entries
-from fire_rl.sb3.networks import NetworkGroup, network_groups
+from fire_rl.interventions.operation import Operation
+from fire_rl.interventions.optimizer_state import forget
+from fire_rl.sb3.model_view import ModelView
 from fire_rl.utils.rng import isolated_rng
 
 logger = logging.getLogger("fire_rl")
 
 
-def settle(
-    model: BaseAlgorithm,
-    groups: Sequence[NetworkGroup],
-    plans: Mapping[str, Mapping[str, Update]],
-    aftermath: Aftermath,
-    seed: int,
+def apply_side_effects(
+    view: ModelView, operation: Operation, seed: int
 ) -> tuple[int, dict[str, Any]]:
-    """Bring everything around the weights in line.
+    """Do what the intervention asks for around its weights, after these have changed.
+
+    See :class:`~fire_rl.interventions.base.Aftermath`.
 
     Returns:
         The number of parameters whose optimizer state was forgotten, and what else was done, by
-        the names of :class:`Aftermath`: ``entropy_temperature`` before and after, and so on.
+        the choice's name: ``entropy_temperature`` before and after, and so on.
     """
-    forgotten = 0
+    model, aftermath = view.model, operation.intervention.aftermath
     done: dict[str, Any] = {}
-    if aftermath.optimizer_state != "keep":
-        changed: list[Tensor] = []
-        entries: list[tuple[Tensor, Tensor]] = []
-        for group in groups:
-            tensors, updates = group.online.tensors, plans[group.role]
-            if aftermath.optimizer_state == "all":
-                changed += tensors.values()
-                continue
-            for name, update in updates.items():
-                if update.entries is None:
-                    changed.append(tensors[name])
-                else:
-                    entries.append((tensors[name], update.entries))
-        # SAC's and TD3's shared extractor may be held by both optimizers.
-        optimizers = {id(group.optimizer): group.optimizer for group in network_groups(model)}
-        for optimizer in filter(None, optimizers.values()):
-            forgotten += forget(optimizer, changed) + forget_entries(optimizer, entries)
-        temperature = getattr(model, "ent_coef_optimizer", None)
-        with_actor = any(group.role == "actor" for group in groups)
-        if aftermath.optimizer_state == "all" and temperature is not None and with_actor:
-            forgotten += forget(temperature, temperature.param_groups[0]["params"])
+    forgotten = operation.forget(view.optimizers)
+    temperature = getattr(model, "ent_coef_optimizer", None)
+    if aftermath.optimizer_state == "all" and temperature and "actor" in operation.networks:
+        forgotten += forget(temperature, temperature.param_groups[0]["params"])
     if aftermath.entropy_temperature == "reset":
         done |= _reset_entropy_temperature(model)
     if aftermath.vecnormalize == "reset":
@@ -63,9 +43,30 @@ def settle(
     if aftermath.replay_buffer == "clear" and getattr(model, "replay_buffer", None) is not None:
         model.replay_buffer.reset()  # type: ignore[attr-defined]
         done["replay_buffer"] = "cleared"
-    if any(name.split(".")[-1] == "log_std" for updates in plans.values() for name in updates):
+    changed = (name for updates in operation.plans.values() for name in updates)
+    if any(name.split(".")[-1] == "log_std" for name in changed):
         _redraw_exploration(model, seed)
     return forgotten, done
+
+
+def check_warm_up(model: BaseAlgorithm, updates: int) -> None:
+    """Raise ValueError if gradient steps are asked for that an algorithm cannot make."""
+    if updates and not isinstance(model, OffPolicyAlgorithm):
+        raise ValueError(
+            f"`warmup_updates` needs a replay buffer, and {type(model).__name__} has none: leave "
+            "it out."
+        )
+
+
+def warm_up(model: BaseAlgorithm, updates: int) -> None:
+    """Make gradient steps on the replay buffer, as the training does between rollouts.
+
+    Before the model has begun to learn, nothing is done. DQN's target network follows its own
+    schedule, in environment steps: it stays during these updates.
+    """
+    assert isinstance(model, OffPolicyAlgorithm)
+    if updates and model.num_timesteps > model.learning_starts:
+        model.train(gradient_steps=updates, batch_size=model.batch_size)
 
 
 @torch.no_grad()

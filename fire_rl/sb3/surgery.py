@@ -7,7 +7,7 @@ state change in place. The training's random numbers are untouched.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
 from functools import cache
@@ -18,11 +18,12 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
-from fire_rl.interventions import make_intervention
-from fire_rl.interventions.base import Context, Intervention, Update, check_finite, write
-from fire_rl.interventions.report import InterventionReport, describe_changes
+from fire_rl.interventions.base import Context, Intervention, Network, named_tensors
+from fire_rl.interventions.operation import Operation, check_finite, restored
+from fire_rl.interventions.registry import make_intervention
+from fire_rl.interventions.report import InterventionReport
 from fire_rl.metrics.unit_readers import Connection
-from fire_rl.sb3.aids import HeadRefit, Plans, as_head_refit, check_head_refit, with_head_refit
+from fire_rl.sb3.head_refit import HeadRefit, as_head_refit, check_head_refit, with_head_refit
 from fire_rl.sb3.measurement import (
     Metrics,
     Observed,
@@ -32,19 +33,12 @@ from fire_rl.sb3.measurement import (
     policy_change,
     probe_size,
 )
-from fire_rl.sb3.networks import (
-    NetworkGroup,
-    fresh_policy,
-    network_groups,
-    policy_tensors,
-    restored,
-    select_groups,
-    warn_of_unknown_parts,
-)
+from fire_rl.sb3.model_view import ModelView
+from fire_rl.sb3.networks import NetworkGroup
 from fire_rl.sb3.probe import Probe, ProbeSource
-from fire_rl.sb3.side_effects import settle
-from fire_rl.utils.rng import isolated_rng
-from fire_rl.weights.layers import first_non_finite
+from fire_rl.sb3.side_effects import apply_side_effects
+from fire_rl.sb3.snapshot import save_snapshot
+from fire_rl.sb3.unknown_parts import warn_of_unknown_parts
 
 # What a report compares before and after, besides the policy's answers.
 _REPORTED = ("dormant_ratio", "effective_rank")
@@ -92,40 +86,39 @@ def apply_intervention(
     """
     started = time.perf_counter()
     intervention, refit = make_intervention(intervention), as_head_refit(head_refit)
-    every_group, groups = network_groups(model), groups_to_change(model, intervention)
+    view = ModelView(model)
+    groups = groups_to_change(view, intervention)
     check_head_refit(model, groups, intervention, refit)
+    networks = {group.role: group.online for group in groups}
+    targets = {group.role: group.target for group in groups if group.target is not None}
+    alike = targets if intervention.aftermath.target == "same" else {}
+    for network in (*networks.values(), *alike.values()):
+        check_finite(network)
     seed = (model.seed or 0) + model.num_timesteps if seed is None else seed
-    for group in groups:
-        check_finite(group.online)
-        if group.target is not None and intervention.aftermath.target == "same":
-            check_finite(group.target)
     if probe is None:
-        probe = ProbeSource(probe_size(every_group), seed).live(model)
-    observed = observe(model, every_group, probe) if probe is not None else None
-    context = _context(model, groups, initial, observed, probe, live, seed)
-    with isolated_rng(seed):
-        plans = {group.role: intervention.plan(group.online, context) for group in groups}
-        target_plans = _plan_targets(groups, intervention, context)
+        probe = ProbeSource(probe_size(view.groups), seed).live(model)
+    observed = observe(view, probe) if probe is not None else None
+    context = _context(view, networks, initial, observed, probe, live, seed)
+    operation = Operation.plan(intervention, networks, targets, context, seed)
     if refit is not None:
-        plans = with_head_refit(model, groups, plans, refit, probe, observed)
-    _check_plans(plans)
-    changes = {group.role: describe_changes(group.online, plans[group.role]) for group in groups}
+        operation = with_head_refit(view, operation, refit, probe, observed)
+    changes = operation.describe()
     if save_before is not None and not dry_run:
-        _save_copy(model, Path(save_before), f"before_{intervention.name}")
+        save_snapshot(model, Path(save_before), f"before_{intervention.name}")
     forgotten, around = 0, dict[str, Any]()
-    with restored(groups) if dry_run else nullcontext():
-        _operate(groups, plans, target_plans, intervention)
-        after = observe(model, every_group, probe) if probe is not None else None
+    with restored([*networks.values(), *targets.values()]) if dry_run else nullcontext():
+        operation.write()
+        after = observe(view, probe) if probe is not None else None
         if not dry_run:
-            forgotten, around = settle(model, groups, plans, intervention.aftermath, seed)
+            forgotten, around = apply_side_effects(view, operation, seed)
     return InterventionReport(
         intervention=intervention.name,
         options=asdict(intervention) if is_dataclass(intervention) else {},
         num_timesteps=model.num_timesteps,
         dry_run=dry_run,
         networks=changes,
-        before=_summary(every_group, observed),
-        after=_summary(every_group, after),
+        before=_summary(view, observed),
+        after=_summary(view, after),
         policy_change=policy_change(observed.outputs, after.outputs) if observed and after else {},
         probe_observations=len(probe) if probe is not None else 0,
         optimizer_entries_forgotten=forgotten,
@@ -134,23 +127,22 @@ def apply_intervention(
     )
 
 
-def groups_to_change(model: BaseAlgorithm, intervention: Intervention) -> tuple[NetworkGroup, ...]:
+def groups_to_change(view: ModelView, intervention: Intervention) -> tuple[NetworkGroup, ...]:
     """Return the networks that an intervention acts on.
 
     Raises:
         ValueError: If the intervention does not fit the model: the algorithm, a role or a layer
             name is unknown, or a layer cannot be written.
     """
-    every_group = network_groups(model)
-    warn_of_unknown_parts(model, every_group)
-    groups = select_groups(every_group, intervention.networks)
+    warn_of_unknown_parts(view)
+    groups = view.select(intervention.networks)
     intervention.check([group.online for group in groups])
     return groups
 
 
 def _context(
-    model: BaseAlgorithm,
-    groups: Sequence[NetworkGroup],
+    view: ModelView,
+    networks: Mapping[str, Network],
     initial: Mapping[str, Tensor] | None,
     observed: Observed | None,
     probe: Probe | None,
@@ -159,7 +151,7 @@ def _context(
 ) -> Context:
     @cache
     def fresh() -> Mapping[str, Tensor]:
-        return policy_tensors(fresh_policy(model, seed))
+        return named_tensors(view.fresh_policy(seed))
 
     def remembered() -> Mapping[str, Tensor]:
         if not initial:
@@ -173,7 +165,7 @@ def _context(
     def activations() -> Mapping[str, Tensor]:
         current = live() if live is not None else None
         if current is not None:
-            return observe(model, network_groups(model), current).activations.post
+            return observe(view, current).activations.post
         if observed is None:
             raise ValueError("There are no observations yet to measure activations on.")
         return observed.activations.post
@@ -182,7 +174,7 @@ def _context(
     def connections() -> Mapping[str, tuple[Connection, ...]]:
         if probe is None:
             raise ValueError("There are no observations yet to see who reads whom.")
-        return observe_connections(model, network_groups(model), probe)
+        return observe_connections(view, probe)
 
     return Context(
         fresh=fresh,
@@ -190,67 +182,15 @@ def _context(
         activations=activations,
         generator=torch.Generator().manual_seed(seed),
         connections=connections,
-        acted_on={layer.name: layer for group in groups for layer in group.online.layers},
+        acted_on={layer.name: layer for network in networks.values() for layer in network.layers},
     )
 
 
-def _save_copy(model: BaseAlgorithm, folder: Path, name: str) -> None:
-    """Save the model, and VecNormalize's statistics beside it, under a name that is free."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stem, number = f"{name}_{model.num_timesteps}_steps", 1
-    while (folder / f"{stem}.zip").exists():
-        number += 1
-        stem = f"{name}_{model.num_timesteps}_steps_{number}"
-    model.save(folder / f"{stem}.zip")
-    normalize = model.get_vec_normalize_env()
-    if normalize is not None:
-        normalize.save(str(folder / f"{stem}_vecnormalize.pkl"))
-
-
-def _plan_targets(
-    groups: Sequence[NetworkGroup], intervention: Intervention, context: Context
-) -> Plans:
-    if intervention.aftermath.target != "same":
-        return {}
-    return {
-        group.role: intervention.plan(group.target, context)
-        for group in groups
-        if group.target is not None
-    }
-
-
-def _check_plans(plans: Plans) -> None:
-    for role, updates in plans.items():
-        name = first_non_finite((name, update.value) for name, update in updates.items())
-        if name is not None:
-            raise ValueError(
-                f"The intervention would make `{name}` ({role}) non-finite; nothing was changed."
-            )
-
-
-def _operate(
-    groups: Sequence[NetworkGroup],
-    plans: Plans,
-    target_plans: Plans,
-    intervention: Intervention,
-) -> None:
-    """Change weights: the online networks, then their targets."""
-    for group in groups:
-        write(group.online, plans[group.role])
-        if group.target is None or not plans[group.role]:
-            continue
-        if intervention.aftermath.target == "copy":
-            online = group.online.tensors
-            write(group.target, {n: Update(online[n], "copy") for n in group.target.tensors})
-        elif intervention.aftermath.target == "same":
-            write(group.target, target_plans[group.role])
-
-
-def _summary(groups: Sequence[NetworkGroup], observed: Observed | None) -> dict[str, Metrics]:
+def _summary(view: ModelView, observed: Observed | None) -> dict[str, Metrics]:
     if observed is None:
         return {}
     found = {}
-    for group in groups:
+    for group in view.groups:
         pooled = activation_metrics(group, observed.activations, per_layer=False).pooled
         found[group.role] = {name: pooled[name] for name in _REPORTED if name in pooled}
     return found

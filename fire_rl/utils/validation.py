@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from numbers import Real
 from typing import Any
 
@@ -91,6 +91,24 @@ def check_options(label: str, kind: type[Any], options: Collection[str]) -> None
                 f"`{label}` has no option {option!r}; it has {', '.join(known)}."
                 f"{nearest(option, known)}"
             )
+
+
+def make_from_options(kind: Any, argument: str, options: Any) -> Any:
+    """Make a dataclass from a mapping of its options.
+
+    Raises:
+        TypeError: If the options are no mapping.
+        ValueError: If one is unknown, missing or out of range.
+    """
+    if not isinstance(options, Mapping):
+        raise TypeError(f"`{argument}` must be a mapping of options, got {options!r}.")
+    check_options(argument, kind, options)
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise ValueError(
+            f"`{argument}` needs {dataclasses.fields(kind)[0].name!r}, got {dict(options)!r}."
+        ) from error
 
 
 def as_names(argument: str, value: Any) -> tuple[str, ...]:

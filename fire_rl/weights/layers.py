@@ -13,14 +13,22 @@ import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.weight_norm import WeightNorm
 
+from fire_rl.utils.torch_internals import (
+    BATCH_NORM,
+    COMPILED,
+    ORTHOGONAL,
+    SPECTRAL_NORM,
+    WEIGHT_NORM,
+    forward_pre_hooks,
+    own_parameters,
+)
 from fire_rl.weights.orthogonal import isometry_scale
 
 LayerKind = Literal["linear", "conv", "recurrent"]
@@ -33,7 +41,7 @@ OTHER_WEIGHTS = (*RECURRENT, nn.Bilinear)
 _BUT_FIRE = ", unless `recurrent` of FIRE or RandomOrthogonal says otherwise"
 # Modules whose parameters are scales and shifts, not weights.
 NORM_LAYERS = (
-    nn.modules.batchnorm._NormBase,
+    BATCH_NORM,
     nn.LayerNorm,
     nn.GroupNorm,
     nn.RMSNorm,
@@ -107,7 +115,7 @@ class WeightLayer:
         if is_parametrized(self.module, self.weight_attribute):
             computed = getattr(self.module.parametrizations, self.weight_attribute)
             found |= dict(computed.named_parameters(recurse=False))
-        elif self.weight_attribute in self.module._parameters:
+        elif self.weight_attribute in own_parameters(self.module):
             found["weight"] = self.weight
         elif old_weight_norm(self.module, self.weight_attribute) is not None:
             names = (f"{self.weight_attribute}_g", f"{self.weight_attribute}_v")
@@ -120,7 +128,7 @@ class WeightLayer:
             return self.tensor_names[part]
         path = {"weight": self.weight_attribute, "bias": self.bias_attribute or "bias"}.get(part)
         if path is None:  # a computed weight
-            own = part in self.module._parameters
+            own = part in own_parameters(self.module)
             path = part if own else f"parametrizations.{self.weight_attribute}.{part}"
         return f"{self.name}.{path}" if self.name else path
 
@@ -144,7 +152,7 @@ class WeightLayer:
         norm = _weight_norm_of(self)
         if norm is None:
             return dict.fromkeys(self.weight_names, weight)
-        magnitude, direction = norm.right_inverse(weight)  # type: ignore[no-untyped-call]
+        magnitude, direction = norm.right_inverse(weight)
         _, old = (self.parts[name].detach().to(direction) for name in self.parts if name != "bias")
         direction = torch.where(magnitude > 0, direction, old)
         return dict(zip(self.weight_names, (magnitude, direction), strict=True))
@@ -238,7 +246,7 @@ def weight_layers_of(
         elif isinstance(module, nn.MultiheadAttention):
             found = _in_projections(name, module)
         for layer in found:
-            held = module._parameters.get(layer.weight_attribute, module)
+            held = own_parameters(module).get(layer.weight_attribute, module)
             layers.setdefault(id(held), layer)
     return tuple(layers.values())
 
@@ -284,7 +292,7 @@ def check_assignable(layer: WeightLayer) -> None:
     the old one by hooks (``torch.nn.utils.weight_norm``) too.
     """
     kinds = _parametrizations(layer)
-    if any(isinstance(kind, _SpectralNorm) for kind in kinds) or hasattr(
+    if any(isinstance(kind, SPECTRAL_NORM) for kind in kinds) or hasattr(
         layer.module, f"{layer.weight_attribute}_orig"
     ):
         remedy = "parametrize.remove_parametrizations" if kinds else "remove_spectral_norm"
@@ -293,7 +301,7 @@ def check_assignable(layer: WeightLayer) -> None:
             "singular value at each pass and so cancels any scale, FIRE's too. Remove it "
             f"(torch.nn.utils.{remedy}), or exclude the layer by name."
         )
-    if any(isinstance(kind, _Orthogonal) for kind in kinds):
+    if any(isinstance(kind, ORTHOGONAL) for kind in kinds):
         raise ValueError(
             f"Layer `{layer.name}` is kept orthogonal by its parametrization: there is nothing to "
             "restore. Exclude it by name."
@@ -308,18 +316,18 @@ def _parametrizations(layer: WeightLayer) -> list[nn.Module]:
     return list(getattr(layer.module.parametrizations, layer.weight_attribute))
 
 
-def _weight_norm_of(layer: WeightLayer) -> _WeightNorm | None:
+def _weight_norm_of(layer: WeightLayer) -> Any | None:
     """Return the weight norm of a layer, if that is all that computes its weight."""
     old = old_weight_norm(layer.module, layer.weight_attribute)
     if old is not None:
-        return _WeightNorm(old.dim)
+        return WEIGHT_NORM(old.dim)
     kinds = _parametrizations(layer)
-    return kinds[0] if len(kinds) == 1 and isinstance(kinds[0], _WeightNorm) else None
+    return kinds[0] if len(kinds) == 1 and isinstance(kinds[0], WEIGHT_NORM) else None
 
 
 def old_weight_norm(module: nn.Module, attribute: str = "weight") -> WeightNorm | None:
     """Return the hook that ``torch.nn.utils.weight_norm`` has put on a weight, or None."""
-    for hook in module._forward_pre_hooks.values():
+    for hook in forward_pre_hooks(module):
         if isinstance(hook, WeightNorm) and hook.name == attribute:
             return hook
     return None
@@ -327,7 +335,7 @@ def old_weight_norm(module: nn.Module, attribute: str = "weight") -> WeightNorm 
 
 def plain_name(name: str) -> str:
     """Return a dotted name without what ``torch.compile`` puts into it."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+    return ".".join(part for part in name.split(".") if part != COMPILED)
 
 
 def is_norm_layer(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
+from fire_rl.utils.torch_internals import own_parameters
 from fire_rl.weights.layers import RECURRENT, WeightLayer
 
 # The blocks of rows of `weight_ih` and `weight_hh`, as torch documents them for nn.LSTM and nn.GRU.
@@ -36,14 +37,14 @@ def recurrent_layers_of(
         if isinstance(module, RECURRENT):
             for attribute in _weights(module):
                 layer = _layer(f"{name}." if name else "", module, attribute)
-                held = module._parameters.get(attribute)
+                held = own_parameters(module).get(attribute)
                 layers.setdefault(id(layer) if held is None else id(held), layer)
     return tuple(layers.values())
 
 
 def _weights(module: nn.Module) -> list[str]:
     """Return the names of a module's weights; those that are computed come last."""
-    held = [name for name, tensor in module._parameters.items() if tensor is not None]
+    held = [name for name, tensor in own_parameters(module).items() if tensor is not None]
     computed = list(getattr(module, "parametrizations", ()))
     return [name for name in (*held, *computed) if _WEIGHT.fullmatch(name)]
 

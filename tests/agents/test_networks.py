@@ -13,7 +13,7 @@ from agents.networks import MinAtarCNN, ResidualBlock, SimBaPolicy, XavierCnnPol
 from envs import make_vec_env
 from fire_rl import FIRE, apply_intervention
 from fire_rl.metrics.activations import capture_activations
-from fire_rl.sb3.networks import fresh_policy, network_groups
+from fire_rl.sb3.model_view import ModelView
 from tests.helpers.models import changed, state_of
 
 SMALL = {"actor_width": 32, "critic_width": 48}
@@ -167,7 +167,7 @@ def test_fire_reaches_every_matrix_and_training_goes_on(name):
 
 
 def test_roles_and_heads_of_simba():
-    groups = {group.role: group for group in network_groups(simba())}
+    groups = {group.role: group for group in ModelView(simba()).groups}
     assert set(groups) == {"actor", "critic"}
     assert set(groups["actor"].online.heads) == {"actor.mu", "actor.log_std"}
     assert set(groups["critic"].online.heads) == {"critic.qf0.4", "critic.qf1.4"}
@@ -183,7 +183,7 @@ def test_roles_and_heads_of_simba():
 def test_metrics_see_every_relu_unit(name):
     model = MODELS[name]()
     observations = torch.as_tensor(model.env.reset())
-    for group in network_groups(model):
+    for group in ModelView(model).groups:
         online = group.online
         layers = {layer.name: layer.module for layer in online.layers}
         relus = [n for n, m in online.modules.items() if isinstance(m, nn.ReLU)]
@@ -214,7 +214,7 @@ def test_fresh_policy_is_initialised_in_the_same_way(name):
     model = MODELS[name]().learn(24)
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    one, two, other = (fresh_policy(model, seed) for seed in (1, 1, 2))
+    one, two, other = (ModelView(model).fresh_policy(seed) for seed in (1, 1, 2))
     assert torch.get_rng_state().equal(state)
     assert type(one) is {"simba": SimBaPolicy, "minatar": XavierCnnPolicy}[name]
     for key, tensor in one.state_dict().items():

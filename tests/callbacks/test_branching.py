@@ -16,7 +16,7 @@ from fire_rl import (
     Threshold,
 )
 from fire_rl.checkpoints.store import CheckpointError
-from fire_rl.sb3.networks import policy_tensors
+from fire_rl.interventions.base import named_tensors
 from tests.helpers.models import changed, make_model, state_of
 
 HALF, TOTAL = 64, 128
@@ -141,7 +141,7 @@ def test_a_periodic_schedule_goes_on_from_the_branch(tmp_path):
 
 def test_initial_weights_are_those_of_the_run_and_not_of_the_branch(tmp_path):
     model = make("dqn")
-    initial = {name: t.clone() for name, t in policy_tensors(model.policy).items()}
+    initial = {name: t.clone() for name, t in named_tensors(model.policy).items()}
     model.learn(TOTAL, callback=callbacks(tmp_path / "whole"))
     other = make_model("dqn", seed=5)
     listed = callbacks(

@@ -24,7 +24,7 @@ from fire_rl import (
     make_schedule,
 )
 from fire_rl.sb3.measurement import parameter_metrics
-from fire_rl.sb3.networks import network_groups
+from fire_rl.sb3.model_view import ModelView
 from fire_rl.schedules.threshold import PROBE_METRICS, WEIGHT_METRICS, ThresholdState
 from tests.helpers.models import ALGORITHMS, changed, make_model, state_of
 from tests.helpers.runs import scalars
@@ -209,7 +209,7 @@ def relu_model(algo, **options):
 
 def kill(model, role, share=0.75):
     """Make units of a network's hidden layers dormant: a large negative bias."""
-    group = next(group for group in network_groups(model) if group.role == role)
+    group = next(group for group in ModelView(model).groups if group.role == role)
     for layer in group.online.layers:
         if not layer.is_head:
             bias = layer.module.bias
@@ -299,7 +299,7 @@ def test_weights_need_no_observations():
     assert steps(fire) == []  # there is no frozen probe yet
 
 
-def test_nothing_is_looked_at_before_the_model_learns():
+def test_nothing_is_measured_before_the_model_learns():
     fire = FireCallback(threshold={"metric": "dfi", "above": 0, "every": 10})
     make_model("sac", learning_starts=35).learn(60, callback=fire)
     assert steps(fire) == [40]
@@ -307,12 +307,12 @@ def test_nothing_is_looked_at_before_the_model_learns():
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
 @pytest.mark.parametrize("metric", ["dormant_ratio", "effective_rank", "dfi"])
-def test_looking_changes_nothing(algo, metric):
+def test_measuring_changes_nothing(algo, metric):
     line = {"below": 1e-3} if metric != "dormant_ratio" else {"above": 0.99}
     threshold = {"metric": metric, **line, "every": 8, "stop": 1}
     fire = FireCallback(threshold=threshold, probe_size=24)
-    probes, look = [], fire.trigger.look
-    fire.trigger.look = lambda *args: probes.append(args[1]) or look(*args)
+    probes, measure = [], fire.monitor.measure
+    fire.monitor.measure = lambda *args: probes.append(args[1]) or measure(*args)
     model = relu_model(algo)
     model.learn(96, callback=fire)
     assert sum(probe is not None for probe in probes) >= 3
@@ -474,7 +474,7 @@ def test_resumed_training_has_the_same_events(algo, tmp_path):
         run(f"cut{cut}", cut)
         resumed, again = run(f"cut{cut}", 10**6, resume=True)
         assert steps(again) == steps(fire)
-        assert again.trigger.state == fire.trigger.state
+        assert again.monitor.state == fire.monitor.state
         assert not changed(state_of(whole), state_of(resumed))
         one, two = (logged_events(tmp_path / name) for name in ("whole", f"cut{cut}"))
         assert [{**entry, "seconds": 0} for entry in one] == [
@@ -485,7 +485,7 @@ def test_resumed_training_has_the_same_events(algo, tmp_path):
 def test_dfi_falls_when_it_acts():
     """After FIRE the metric is measured on the new weights: below the line, no event."""
     model = make_model("dqn")
-    before = parameter_metrics(network_groups(model)[0]).pooled["dfi_per_sv"]
+    before = parameter_metrics(ModelView(model).groups[0]).pooled["dfi_per_sv"]
     fire = FireCallback(
         threshold={"metric": "dfi_per_sv", "above": before / 2, "every": 16}, method="exact"
     )

@@ -13,7 +13,8 @@ from fire_rl import (
     apply_intervention,
     register_anatomy,
 )
-from fire_rl.sb3.networks import anatomy_of, network_groups
+from fire_rl.sb3.model_view import ModelView
+from fire_rl.sb3.networks import anatomy_of
 from tests.helpers import own_policies
 from tests.helpers.attached import attach
 from tests.helpers.models import EVERY_ALGORITHM, IGNORE_LSTM, changed, make_model, state_of
@@ -57,7 +58,7 @@ def test_policies_of_ones_own(algo, kind):
         assert names["critic"] == ["mlp_extractor.value_net.0", "value_net"]
         assert found.metrics["plasticity/shared/effective_rank"] >= 1
     elif "head" in kind:
-        heads = [h for g in network_groups(found.model) for h in g.online.heads]
+        heads = [h for g in ModelView(found.model).groups for h in g.online.heads]
         assert heads == ["action_net", "value_net.2"]
 
 
@@ -95,7 +96,7 @@ def test_output_layers_by_other_names(algo, kind, registered):
     rest = tuple(head for head in known.heads if head.startswith("actor"))
     register_anatomy(policy, replace(known, heads=(*rest, *heads)))
     attach(model)
-    found = {h for group in network_groups(model) for h in group.online.heads}
+    found = {h for group in ModelView(model).groups for h in group.online.heads}
     assert {f"{head}.2" for head in heads} <= found
     before = state_of(model)
     apply_intervention(model, FIRE(head="keep", target="keep"))

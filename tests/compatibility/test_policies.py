@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fire_rl import FIRE, FireCallback, PlasticityMetricsCallback, apply_intervention
-from fire_rl.sb3.networks import network_groups
+from fire_rl.sb3.model_view import ModelView
 from tests.helpers import extractors
 from tests.helpers.attached import attach
 from tests.helpers.models import (
@@ -93,7 +93,7 @@ def _tied(found):
 
 def _unseen(found):
     """A layer whose activation no hook sees has no dormant ratio, and above all not 0."""
-    groups = {group.role: group for group in network_groups(found.model)}
+    groups = {group.role: group for group in ModelView(found.model).groups}
     for role, group in groups.items():
         hidden = [layer.name for layer in group.online.layers if not layer.is_head]
         if all("features_extractor" in name for name in hidden):
@@ -202,7 +202,7 @@ def test_any_number_of_critics(algo, n_critics):
     """Attached; each critic has a head."""
     model = make_model(algo, policy_kwargs={"n_critics": n_critics})
     attach(model)
-    (critic,) = (group for group in network_groups(model) if group.role == "critic")
+    (critic,) = (group for group in ModelView(model).groups if group.role == "critic")
     assert len(critic.online.heads) == n_critics
 
 
@@ -217,7 +217,7 @@ def test_shared_and_separate_extractors(algo, share):
     """Attached; a shared extractor has a role of its own and changes once."""
     model = make_model(algo, "cnn", policy_kwargs={"share_features_extractor": share})
     attach(model)
-    assert ("shared" in {group.role for group in network_groups(model)}) == share
+    assert ("shared" in {group.role for group in ModelView(model).groups}) == share
 
 
 GSDE = {

@@ -21,7 +21,8 @@ from fire_rl import (
     make_intervention,
 )
 from fire_rl.interventions import Context, Network, published_schedule
-from fire_rl.sb3.networks import fresh_policy, network_groups, policy_tensors
+from fire_rl.interventions.base import named_tensors
+from fire_rl.sb3.model_view import ModelView
 from tests.helpers.models import (
     ALGORITHMS,
     EVERY_ALGORITHM,
@@ -65,7 +66,7 @@ def draws(model):
 def kill_units(model):
     """Silence the first two units of every hidden layer: there is something to recycle."""
     with torch.no_grad():
-        for group in network_groups(model):
+        for group in ModelView(model).groups:
             for layer in group.online.layers:
                 if not layer.is_head and layer.bias is not None:
                     layer.weight[:2] = 0
@@ -82,11 +83,11 @@ def test_contract(name, algo, observation):
     before, parameters = state_of(model), list(model.policy.parameters())
     memory = {
         id(p): sorted(group.optimizer.state.get(p, {}))
-        for group in network_groups(model)
+        for group in ModelView(model).groups
         for p in group.online.tensors.values()
     }
     drawn = draws(model)
-    initial = {n: t.clone() for n, t in policy_tensors(fresh_policy(model, 7)).items()}
+    initial = {n: t.clone() for n, t in named_tensors(ModelView(model).fresh_policy(7)).items()}
     report = apply_intervention(model, name, initial=initial)
     after = state_of(model)
 
@@ -99,7 +100,7 @@ def test_contract(name, algo, observation):
         assert (tensor.dtype, tensor.device) == (before[key].dtype, before[key].device), key
         assert bool(torch.isfinite(tensor).all()), key
     # the report names what changed, and nothing that did not
-    groups = network_groups(model)
+    groups = ModelView(model).groups
     by_address = {t.data_ptr(): n for g in groups for n, t in g.online.tensors.items()}
     live = model.policy.state_dict(keep_vars=True)
     moved = {by_address.get(live[key].data_ptr()) for key in changed(before, after)} - {None}
@@ -151,7 +152,7 @@ def test_a_full_reset_is_sb3s_own_initialisation():
     with torch.no_grad():
         continuous.fill_(-1.0)
     apply_intervention(model, "reset")
-    for group in network_groups(model):
+    for group in ModelView(model).groups:
         for layer in group.online.layers:
             rows = (
                 layer.weight if layer.weight.shape[0] <= layer.weight.shape[1] else layer.weight.T
@@ -164,12 +165,12 @@ def test_a_full_reset_is_sb3s_own_initialisation():
 
 def test_reset_draws_anew_or_goes_back():
     start = make_model("dqn")
-    initial = {name: tensor.clone() for name, tensor in policy_tensors(start.policy).items()}
+    initial = {name: tensor.clone() for name, tensor in named_tensors(start.policy).items()}
     model = start.learn(64)
     apply_intervention(model, Reset(source="initial"), initial=initial)
-    assert all(torch.equal(initial[n], t) for n, t in policy_tensors(model.policy).items())
+    assert all(torch.equal(initial[n], t) for n, t in named_tensors(model.policy).items())
     apply_intervention(model, Reset())
-    moved = changed(initial, policy_tensors(model.policy))
+    moved = changed(initial, named_tensors(model.policy))
     assert {name for name in initial if "weight" in name} <= moved
     with pytest.raises(ValueError, match="nobody recorded them"):
         apply_intervention(model, Reset(source="initial"))
@@ -204,10 +205,10 @@ def test_reset_of_more_layers_than_there_are():
 def test_shrink_and_perturb_against_its_formula():
     model = make_model("sac").learn(48)
     before = state_of(model)
-    initial = {n: t.clone() for n, t in policy_tensors(fresh_policy(model, 3)).items()}
+    initial = {n: t.clone() for n, t in named_tensors(ModelView(model).fresh_policy(3)).items()}
     intervention = ShrinkAndPerturb(keep=0.7, hidden=0.4, head=0.0, source="initial")
     apply_intervention(model, intervention, initial=initial)
-    for name, tensor in policy_tensors(model.policy).items():
+    for name, tensor in named_tensors(model.policy).items():
         if "target" in name:
             continue
         head = name.startswith(("actor.mu", "actor.log_std")) or name.split(".")[-2] == "4"
@@ -233,11 +234,11 @@ def test_shrink_and_perturb_touches_norm_layers_and_log_std_unless_told_otherwis
 def test_sr_dqn_is_the_baseline_of_fires_authors():
     """Linear layers to the start, 0.2 of the convolutions, in both networks; Adam is kept."""
     start = make_model("dqn", "cnn")
-    initial = {name: tensor.clone() for name, tensor in policy_tensors(start.policy).items()}
+    initial = {name: tensor.clone() for name, tensor in named_tensors(start.policy).items()}
     model = start.learn(64)
     before = state_of(model)
     report = apply_intervention(model, ShrinkAndPerturb.sr_dqn(), initial=initial)
-    for name, tensor in policy_tensors(model.policy).items():
+    for name, tensor in named_tensors(model.policy).items():
         conv = ".net.0." in name
         keep = 0.2 if conv else 0.0
         source = initial[name.replace("q_net_target", "q_net")]

@@ -18,7 +18,7 @@ from fire_rl import (
     isometry_scale,
     polar_factor,
 )
-from fire_rl.sb3.networks import network_groups
+from fire_rl.sb3.model_view import ModelView
 from fire_rl.weights.layers import weight_layers
 from tests.helpers.extractors import Residual
 from tests.helpers.models import changed, make_model, state_of
@@ -292,7 +292,7 @@ def test_agents_with_compiled_networks(algo):
     reports = [apply_intervention(agent, FIRE(hidden="reset"), seed=1) for agent in (model, twin)]
     assert reports[0].networks == reports[1].networks  # names, too
     assert reports[0].before == reports[1].before  # hooks see what runs
-    assert [g.role for g in network_groups(model)] == [g.role for g in network_groups(twin)]
+    assert [g.role for g in ModelView(model).groups] == [g.role for g in ModelView(twin).groups]
     callbacks = [FireCallback(every=16), PlasticityMetricsCallback(every=16, probe_size=64)]
     model.learn(64, callback=callbacks)
     assert callbacks[0].reports
@@ -350,7 +350,7 @@ def test_custom_extractors(algo, observation, extractor):
         kept = [changes.kept for changes in report.networks.values()]
         assert "embedding" in {reason for reasons in kept for reason in reasons.values()}
         assert any(name.endswith("lift.parametrizations.weight.original0") for name in online)
-    for group in network_groups(model):
+    for group in ModelView(model).groups:
         for name, tensor in (group.target.tensors if group.target else {}).items():
             assert torch.equal(tensor, group.online.tensors[name]), name
     for spec in ("reset", "shrink_and_perturb"):

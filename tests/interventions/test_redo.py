@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from fire_rl import InterventionReport, ReDo, apply_intervention, make_intervention
-from fire_rl.interventions.base import Context, Network, write
+from fire_rl.interventions.base import Context, Network, named_tensors
+from fire_rl.interventions.operation import write
 from fire_rl.metrics.activations import capture_activations
 from fire_rl.metrics.unit_readers import trace_connections
 from fire_rl.sb3.measurement import observe, observe_connections
-from fire_rl.sb3.networks import anatomy_of, fresh_policy, network_groups, policy_tensors
+from fire_rl.sb3.model_view import ModelView
+from fire_rl.sb3.networks import anatomy_of
 from fire_rl.sb3.probe import ProbeSource
 from tests.helpers.models import ALGORITHMS, TinyExtractor, changed, make_model, state_of
 
@@ -120,7 +122,7 @@ def silence(model, units=(1, 3)):
     """Make units dead by hand, in the live model; return their masks by layer."""
     dead = {}
     with torch.no_grad():
-        for group in network_groups(model):
+        for group in ModelView(model).groups:
             for layer in group.online.layers:
                 if not layer.is_head:
                     # No other unit is dead, and the sum of positive inputs stays their average.
@@ -154,7 +156,7 @@ def optimizer_state(model):
     """Live state by the name of the parameter."""
     return {
         name: group.optimizer.state[tensor]
-        for group in network_groups(model)
+        for group in ModelView(model).groups
         for name, tensor in group.online.tensors.items()
         if tensor in group.optimizer.state
     }
@@ -166,7 +168,7 @@ def test_recycling_in_live_models(algo, observation):
     model = make_model(algo, observation, policy_kwargs=dict(RELU)).learn(48)
     dead = silence(model)
     probe = positive(model)
-    connections = observe_connections(model, network_groups(model), probe)
+    connections = observe_connections(ModelView(model), probe)
     before, old = state_of(model), answers(model, probe)
     memory = {
         name: {key: torch.as_tensor(v).clone() for key, v in state.items()}
@@ -178,7 +180,7 @@ def test_recycling_in_live_models(algo, observation):
     report = apply_intervention(model, ReDo(tau=0), probe=probe)
 
     # the expected masks, from the names of the dead units and who reads them
-    groups = network_groups(model)
+    groups = ModelView(model).groups
     layers = {layer.name: layer for group in groups for layer in group.online.layers}
     rows, columns = {}, {}
     for name, mask in dead.items():
@@ -195,7 +197,7 @@ def test_recycling_in_live_models(algo, observation):
     # the live weights: outgoing really zero, incoming new, everything else equal to the bit
     tensors = {name: t for group in groups for name, t in group.online.tensors.items()}
     nothing = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in tensors.items()}
-    fresh = policy_tensors(fresh_policy(model, model.seed + model.num_timesteps))
+    fresh = named_tensors(ModelView(model).fresh_policy(model.seed + model.num_timesteps))
     for name, tensor in tensors.items():
         row, column = rows.get(name, nothing[name]), columns.get(name, nothing[name])
         assert not tensor[column].any(), name
@@ -239,7 +241,7 @@ def test_recycling_in_live_models(algo, observation):
         assert report.scalars()[f"intervention/{role}/recycled_units"] == units
 
     # and it really trains: what reads a unit that is alive again, on most of the observations
-    post = observe(model, groups, probe).activations.post
+    post = observe(ModelView(model), probe).activations.post
     active = {
         name: (units.flatten(2).mean(2) if units.ndim > 2 else units) > 0
         for name, units in post.items()

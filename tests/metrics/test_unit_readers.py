@@ -6,7 +6,7 @@ from torch import nn
 
 from fire_rl.metrics.unit_readers import incoming_entries, outgoing_entries, trace_connections
 from fire_rl.sb3.measurement import observe_connections
-from fire_rl.sb3.networks import network_groups
+from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.probe import ProbeSource
 from fire_rl.weights.layers import WeightLayer, weight_layers
 from tests.helpers.models import make_model, state_of
@@ -167,7 +167,7 @@ def test_models_of_stable_baselines3(algo, observation, options, expected):
     model = make_model(algo, observation, policy_kwargs=options).learn(24)
     before, random = state_of(model), torch.get_rng_state()
     probe = ProbeSource(64, seed=0).live(model)
-    found = observe_connections(model, network_groups(model), probe)
+    found = observe_connections(ModelView(model), probe)
     shapes = {
         (c.source, c.consumer): (int((c.reads >= 0).sum()), len(c.reads))
         for connections in found.values()
@@ -177,7 +177,10 @@ def test_models_of_stable_baselines3(algo, observation, options, expected):
         assert shapes[pair] == shape
         assert len(found[pair[0]]) == sum(source == pair[0] for source, _ in expected)
     hidden = {
-        layer.name for g in network_groups(model) for layer in g.online.layers if not layer.is_head
+        layer.name
+        for g in ModelView(model).groups
+        for layer in g.online.layers
+        if not layer.is_head
     }
     assert set(found) == hidden
     assert torch.equal(torch.get_rng_state(), random)
@@ -189,9 +192,7 @@ def test_flattened_channels_of_a_critic_against_brute_force():
     model = make_model("sac", "cnn").learn(24)
     probe = ProbeSource(16, seed=0).live(model)
     net = model.critic.features_extractor.net
-    (connection,) = observe_connections(model, network_groups(model), probe)[
-        "critic.features_extractor.net.0"
-    ]
+    (connection,) = observe_connections(ModelView(model), probe)["critic.features_extractor.net.0"]
     images = probe.observations.float() / 255
     with torch.no_grad():
         before = net[:3](images)

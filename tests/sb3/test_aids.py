@@ -11,8 +11,9 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
 
 from fire_rl import FIRE, FireCallback, InterventionCallback, RunCheckpointCallback
-from fire_rl.sb3.aids import ExplorationRestart, HeadRefit
-from fire_rl.sb3.networks import network_groups
+from fire_rl.sb3.exploration import ExplorationRestart
+from fire_rl.sb3.head_refit import HeadRefit
+from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.probe import ProbeSource
 from fire_rl.sb3.surgery import apply_intervention
 from tests.helpers.models import ALGORITHMS, changed, make_model, state_of
@@ -51,10 +52,10 @@ def test_a_refitted_head_answers_much_as_before(algo):
     assert real.policy_change == dry.policy_change
     for name, value in real.policy_change.items():
         assert value < 0.5 * plain.policy_change[name], name
-    heads = {name for group in network_groups(model) for name in group.online.heads}
+    heads = {name for group in ModelView(model).groups for name in group.online.heads}
     actions = {change.name: change.action for change in real.layers}
     assert {name for name, action in actions.items() if action == "refit"} == heads
-    for group in network_groups(model):  # targets follow, the optimizer forgets
+    for group in ModelView(model).groups:  # targets follow, the optimizer forgets
         for name, tensor in (group.target.tensors if group.target else {}).items():
             assert torch.equal(tensor, group.online.tensors[name])
         for name in group.online.heads:

@@ -26,7 +26,7 @@ from fire_rl import (
 )
 from fire_rl.sb3 import anatomy as registry
 from fire_rl.sb3.measurement import observe
-from fire_rl.sb3.networks import fresh_policy, network_groups
+from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.probe import ProbeSource
 from tests.helpers.models import EVERY_ALGORITHM, IGNORE_LSTM, changed, make_model, state_of
 from tests.helpers.own_policies import DuelingPolicy
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings(IGNORE_LSTM)
 
 
 def groups_of(model):
-    return {group.role: group for group in network_groups(model)}
+    return {group.role: group for group in ModelView(model).groups}
 
 
 def layers_of(model):
@@ -43,7 +43,7 @@ def layers_of(model):
 
 
 def outputs(model, probe):
-    (found,) = observe(model, network_groups(model), probe).outputs
+    (found,) = observe(ModelView(model), probe).outputs
     return found
 
 
@@ -216,18 +216,18 @@ def test_masked_multi_discrete_actions(sizes):
     model = MaskablePPO("MlpPolicy", env, n_steps=16, batch_size=16, seed=0, device="cpu").learn(16)
     report = apply_intervention(model, FIRE(strength=0.3))
     assert report.policy_change["policy_kl"] > 0
-    assert fresh_policy(model, 1).action_net.out_features == sum(sizes)
+    assert ModelView(model).fresh_policy(1).action_net.out_features == sum(sizes)
 
 
 def test_metrics_of_contrib_algorithms_see_every_hidden_unit():
     for algo in ("qrdqn", "tqc", "crossq", "trpo", "maskable_ppo"):
         model = make_model(algo).learn(40)
-        seen = observe(model, network_groups(model), ProbeSource(32, 0).live(model)).activations
+        seen = observe(ModelView(model), ProbeSource(32, 0).live(model)).activations
         assert not seen.unhooked, algo
         assert not seen.not_run, algo
         hidden = [
             layer.name
-            for group in network_groups(model)
+            for group in ModelView(model).groups
             for layer in group.online.layers
             if not layer.is_head
         ]
@@ -237,7 +237,7 @@ def test_metrics_of_contrib_algorithms_see_every_hidden_unit():
 @pytest.mark.parametrize("algo", ["qrdqn", "tqc", "crossq", "maskable_ppo"])
 def test_redo_finds_dead_units_through_batch_renorm_too(algo):
     model = make_model(algo, policy_kwargs={"activation_fn": nn.ReLU}).learn(40)
-    layers = {layer.name: layer for g in network_groups(model) for layer in g.online.layers}
+    layers = {layer.name: layer for g in ModelView(model).groups for layer in g.online.layers}
     name = next(iter(layers))
     with torch.no_grad():
         layers[name].weight[:3] = 0
@@ -369,7 +369,7 @@ def test_a_registered_algorithm_has_all_that_there_is(registered):
     updates = FireCallback(every=3, stop=1.0, unit="gradient_updates")
     model.learn(64, callback=updates)
     assert len(updates.reports) == 2
-    one = fresh_policy(model, 1)
+    one = ModelView(model).fresh_policy(1)
     assert type(one) is TinyPolicy
     assert not one.torso[0].weight.equal(model.policy.torso[0].weight)
 
@@ -402,7 +402,7 @@ def test_the_nearest_base_class_counts_and_registered_goes_before_built_in(regis
     for kind in (Mine, Heir):
         model = kind("MlpPolicy", env, **options)
         assert groups_of(model)["critic"].target is None
-        assert fresh_policy(model, 0).q_net.q_net[0].out_features == 16
+        assert ModelView(model).fresh_policy(0).q_net.q_net[0].out_features == 16
     assert groups_of(DQN("MlpPolicy", env, **options))["critic"].target is not None
 
 

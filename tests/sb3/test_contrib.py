@@ -19,7 +19,7 @@ from fire_rl import (
     PlasticityMetricsCallback,
     apply_intervention,
 )
-from fire_rl.sb3.networks import network_groups
+from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.probe import ProbeSource
 from tests.helpers.models import (
     CONTRIB_OFF_POLICY,
@@ -164,7 +164,7 @@ def test_a_refitted_head_answers_much_as_before(algo):
     refitted = apply_intervention(model, FIRE(method="exact"), probe=probe, head_refit=True)
     for name, value in refitted.policy_change.items():
         assert value < 0.5 * plain.policy_change[name], name
-    heads = {name for group in network_groups(model) for name in group.online.heads}
+    heads = {name for group in ModelView(model).groups for name in group.online.heads}
     assert {change.name for change in refitted.layers if change.action == "refit"} == heads
 
 

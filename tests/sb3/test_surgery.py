@@ -13,7 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from fire_rl import FIRE, NoIntervention, apply_intervention, isometry_scale, polar_factor
-from fire_rl.sb3.networks import network_groups
+from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.probe import ProbeSource
 from tests.helpers.models import (
     EVERY_ALGORITHM,
@@ -42,7 +42,7 @@ TABLE = [
 
 
 def optimizers_of(model):
-    found = {id(group.optimizer): group.optimizer for group in network_groups(model)}
+    found = {id(group.optimizer): group.optimizer for group in ModelView(model).groups}
     return list(found.values())
 
 
@@ -59,7 +59,7 @@ def buffers_are_empty(model):
 @pytest.mark.parametrize(("algo", "observation"), TABLE)
 def test_fire_on_every_algorithm_and_policy(algo, observation):
     model = make_model(algo, observation).learn(24)
-    groups = network_groups(model)
+    groups = ModelView(model).groups
     before = state_of(model)
     parameters = list(model.policy.parameters())
     layers = [layer for group in groups for layer in group.online.layers]
@@ -231,7 +231,7 @@ def test_networks_choose_roles_and_a_shared_extractor_needs_both():
 )
 def test_unusual_architectures(algo, options):
     model = make_model(algo, "cnn", policy_kwargs=options).learn(24)
-    groups = network_groups(model)
+    groups = ModelView(model).groups
     owned = [id(tensor) for group in groups for tensor in group.online.tensors.values()]
     assert len(owned) == len(set(owned))
     trained = {id(p) for o in optimizers_of(model) for g in o.param_groups for p in g["params"]}

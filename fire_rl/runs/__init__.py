@@ -1,0 +1,1 @@
+"""The format of a run folder: who writes and who reads which file."""

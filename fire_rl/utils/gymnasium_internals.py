@@ -1,0 +1,30 @@
+"""The one place that knows gymnasium's private names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from fire_rl.utils.foreign import private, set_private
+
+# Attributes of gymnasium's own classes that never change.
+CONFIGURATION = {
+    "metadata", "spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs", "_cached_spec",
+    "_metadata",
+}  # fmt: skip
+
+
+def generator_of(space: spaces.Space[Any]) -> np.random.Generator | None:
+    """Return the generator that a space samples with, None before it has been asked for one.
+
+    (The public ``np_random`` makes one, seeded by the operating system.)
+    """
+    generator: np.random.Generator | None = private(space, "_np_random", "gymnasium")
+    return generator
+
+
+def set_generator(space: spaces.Space[Any], generator: np.random.Generator | None) -> None:
+    """Let a space sample with a generator; None as at its start."""
+    set_private(space, "_np_random", generator, "gymnasium")
