@@ -117,7 +117,7 @@ def at_step(intervention: Any, step: int) -> list[Entry]:
 
 
 def check_schedule(schedule: Any, intervention: Any) -> None:
-    """Check that every intervention acts at some time, and that no schedule is for nothing.
+    """Check that every intervention acts at some time, and that every schedule is used.
 
     Raises:
         ValueError: If not.

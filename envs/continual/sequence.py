@@ -37,7 +37,7 @@ class TaskChange(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class TaskSequence(gym.Wrapper[Any, Any, Any, Any]):
-    """Go to the next task every so many steps, and tell which one it is.
+    """Go to the next task every so many steps, and name it in the infos.
 
     The step that completes a task truncates the episode, so that no episode mixes two tasks. Each
     ``info`` holds its ``"task"``; that of a completing step also ``"task_completed": True``.

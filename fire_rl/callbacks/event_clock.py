@@ -148,7 +148,7 @@ class EventClock:
 
     def _past_stop(self, model: BaseAlgorithm) -> bool:
         if self.horizon is not None:
-            return False  # the schedule itself has looked
+            return False  # the schedule itself has applied it
         stop = float(getattr(self.schedule, "stop", 1.0))
         return model.num_timesteps > stop * self._total_timesteps
 

@@ -31,19 +31,11 @@ class FireCallback(InterventionCallback):
         at: Ascending steps.
         fractions: Ascending shares of the horizon, such as ``[0.5]``.
         threshold: A :class:`~fire_rl.Threshold` or its arguments as a mapping, such as
-            ``{"metric": "dormant_ratio", "above": 0.3}``; its own ``stop`` stands in it.
+            ``{"metric": "dormant_ratio", "above": 0.3}``, which may have a ``stop`` too.
         stop: Share of the horizon after which ``every`` does nothing; 0.8 unless given, so that
             the agent can recover.
-        horizon: As in :class:`InterventionCallback`; so are the next nine.
-        unit: ``"timesteps"`` or ``"gradient_updates"``.
-        log_dir: Folder for ``interventions.jsonl``.
-        save_before: Folder for models of just before each event.
-        probe_size: Observations to measure on.
-        head_refit: ``True`` or a mapping of its options.
-        warmup_updates: Gradient steps before acting again, off-policy.
-        restart_exploration: Steps, or a mapping; DQN only.
-        seed: Of the callback's own random numbers.
-        verbose: 1 for one line per event.
+        horizon, unit, log_dir, save_before, probe_size, head_refit, warmup_updates,
+            restart_exploration, seed, verbose: See :class:`InterventionCallback`.
         preset: ``"paper_dqn"`` or ``"paper_sac"``, see :class:`~fire_rl.FIRE`.
         **options: Options of :class:`~fire_rl.FIRE`.
 

@@ -316,7 +316,7 @@ class InterventionCallback(RolloutCallback):
             else []
         )
         if late:
-            # No warning: a caller who trains in chunks will get there.
+            # Logged, not warned of: a caller who trains in chunks reaches this step later.
             logger.warning(
                 "%s at step %s lies at or beyond the end of this training (%s steps): it acts only "
                 "if learn() is called again.",

@@ -1,10 +1,10 @@
 """The state of environments and other objects, as plain values, and back into objects in place.
 
 An object's state is its attributes: plain values, random generators, spaces (which hold a
-generator) and parts of known classes. What configures it (functions, classes, specs) is left to its
-constructor. Anything else is an error that names it: a state that looks complete and is not would
-be worse than none. MuJoCo and the Atari emulator are asked for theirs; pickling such environments
-"works" and restores something else.
+generator) and parts of known classes. Configuration (functions, classes, specs) is left to its
+constructor. Every other attribute is an error that names it: an incomplete state that looks
+complete would be worse than none. MuJoCo and the Atari emulator have functions of their own for
+their state; pickling such environments raises no error and restores another state.
 """
 
 from __future__ import annotations

@@ -198,10 +198,10 @@ def check_same(model: BaseAlgorithm, state: State, strict: bool) -> None:
 
 
 def _environment(env: VecEnv) -> State:
-    """What tells environments apart: their spaces, and the id if they are registered."""
+    """Return what identifies environments: their spaces, and the id if they are registered."""
     try:
         specs = env.get_attr("spec")
-    except AttributeError:  # a vector environment of somebody's own
+    except AttributeError:  # a vector environment of the user's own
         specs = [None]
     return {
         "id": getattr(specs[0], "id", None),

@@ -19,12 +19,10 @@ class EntropyTemperatureReset(Options):
     not touched; a model without one is left as it is, with a warning in the log.
 
     Args:
-        networks: See :class:`~fire_rl.interventions.options.Options`; so are the next five.
         target: ``"keep"``: no weight changes, so there is nothing to copy.
         optimizer_state: ``"keep"``, or ``"all"`` to forget that of the networks too.
         entropy_temperature: ``"reset"``.
-        vecnormalize: ``"keep"`` or ``"reset"``.
-        replay_buffer: ``"keep"`` or ``"clear"``.
+        networks, vecnormalize, replay_buffer: See :class:`~fire_rl.interventions.options.Options`.
 
     Raises:
         ValueError: If an option is no known choice.

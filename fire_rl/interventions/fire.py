@@ -80,11 +80,8 @@ class FIRE(RulesByKind):
             weights, such as ``lstm_actor.weight_hh_l0``; ``split`` can keep single gates.
         tied: A linear layer that shares its weight with an embedding: ``"project"`` both, or
             ``"keep"`` both.
-        target: See :class:`~fire_rl.interventions.base.Aftermath`; so are the next four.
-        optimizer_state: ``"changed"``, ``"all"`` or ``"keep"``.
-        entropy_temperature: ``"keep"`` or ``"reset"``.
-        vecnormalize: ``"keep"`` or ``"reset"``.
-        replay_buffer: ``"keep"`` or ``"clear"``.
+        target, optimizer_state, entropy_temperature, vecnormalize, replay_buffer: See
+            :class:`~fire_rl.interventions.base.Aftermath`.
 
     Raises:
         ValueError: If an option is out of range or no known choice.

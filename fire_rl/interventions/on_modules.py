@@ -54,9 +54,9 @@ def fire_(
         preset: ``"paper_vision"``, ``"paper_vit"`` or ``"paper_gpt"``, see :class:`FIRE`.
         heads: Names of the output layers; by default the last weight layer.
         optimizer: If given, it forgets moments and step count as ``optimizer_state`` says.
-        initial: See :func:`intervene_`; so are the next two. For ``"reset"`` rules.
-        fresh: A function that makes a new module.
-        seed: For what is drawn.
+        initial: See :func:`intervene_`; for ``"reset"`` rules.
+        fresh: See :func:`intervene_`; for ``"reset"`` rules.
+        seed: Of everything that is drawn.
         **options: Options of :class:`FIRE`, except those that concern agents.
 
     Returns:
@@ -105,11 +105,11 @@ def intervene_(
         seed: Of everything that is drawn; random numbers outside are untouched.
 
     Returns:
-        What became of the layers and the other tensors.
+        How the layers and the other tensors have changed.
 
     Raises:
         ValueError: If an option concerns agents only, a name matches no layer, a weight is not
-            finite or cannot be set, or new weights are asked for that nobody can provide; then
+            finite or cannot be set, or new weights are asked for and not given; then
             nothing is changed.
 
     Example:

@@ -16,7 +16,6 @@ from fire_rl.interventions.base import Context, Intervention, Network, Update
 from fire_rl.interventions.optimizer_state import forget, forget_entries
 from fire_rl.interventions.report import Changes, describe_changes
 from fire_rl.utils.rng import isolated_rng
-from fire_rl.weights.layers import first_non_finite
 
 Plans = Mapping[str, Mapping[str, Update]]  # role to tensor name to update
 
@@ -44,7 +43,7 @@ class Operation:
 
     def __post_init__(self) -> None:
         for role, updates in self.plans.items():
-            name = first_non_finite((name, update.value) for name, update in updates.items())
+            name = _first_non_finite((name, update.value) for name, update in updates.items())
             if name is not None:
                 raise ValueError(
                     f"The intervention would make `{name}` ({role}) non-finite; nothing was "
@@ -120,7 +119,7 @@ class Operation:
 
 def check_finite(network: Network) -> None:
     """Raise ValueError if a tensor of the network holds NaN or infinity, naming it."""
-    name = first_non_finite(network.tensors.items())
+    name = _first_non_finite(network.tensors.items())
     if name is not None:
         raise ValueError(
             f"`{name}` ({network.role}) holds NaN or infinite values before the intervention; "
@@ -151,3 +150,12 @@ def write(network: Network, updates: Mapping[str, Update]) -> None:
     """
     for name, update in updates.items():
         network.tensors[name].copy_(update.value)
+
+
+@torch.no_grad()
+def _first_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinity, or None."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None

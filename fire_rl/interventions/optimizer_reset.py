@@ -18,12 +18,10 @@ class OptimizerReset(Options):
     what it changes: without this control its own share cannot be told.
 
     Args:
-        networks: See :class:`~fire_rl.interventions.options.Options`; so are the next five.
         target: ``"keep"``: no weight changes, so there is nothing to copy.
         optimizer_state: ``"all"``.
-        entropy_temperature: ``"reset"`` SAC's temperature too.
-        vecnormalize: ``"keep"`` or ``"reset"``.
-        replay_buffer: ``"keep"`` or ``"clear"``.
+        networks, entropy_temperature, vecnormalize, replay_buffer: See
+            :class:`~fire_rl.interventions.options.Options`.
 
     Raises:
         ValueError: If an option is no known choice.

@@ -17,11 +17,8 @@ class Options:
 
     Args:
         networks: Roles to act on, such as ``["critic"]``; None means all.
-        target: See :class:`~fire_rl.interventions.base.Aftermath`; so are the next four.
-        optimizer_state: ``"changed"``, ``"all"`` or ``"keep"``.
-        entropy_temperature: ``"keep"`` or ``"reset"``.
-        vecnormalize: ``"keep"`` or ``"reset"``.
-        replay_buffer: ``"keep"`` or ``"clear"``.
+        target, optimizer_state, entropy_temperature, vecnormalize, replay_buffer: See
+            :class:`~fire_rl.interventions.base.Aftermath`.
 
     Raises:
         ValueError: If an option is no known choice.

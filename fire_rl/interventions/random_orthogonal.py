@@ -32,17 +32,11 @@ class RandomOrthogonal(RulesByKind):
             ``"reset"`` (weight and bias anew, see ``source``) or ``"keep"``.
         conv: The same for convolutions.
         head: The same for output layers.
-        include: See :class:`~fire_rl.interventions.options.LayerOptions`; so are the next two.
-        exclude: Names or shell patterns of layers to leave alone.
-        source: ``"fresh"`` or ``"initial"``.
+        include, exclude, source: See :class:`~fire_rl.interventions.options.LayerOptions`.
         recurrent: Weights of LSTMs, GRUs and RNNs: ``"keep"``, or ``"draw"`` an isometry for each
             of their gates.
-        networks: See :class:`~fire_rl.interventions.options.Options`; so are the next five.
-        target: ``"copy"``, ``"keep"`` or ``"same"``.
-        optimizer_state: ``"changed"``, ``"all"`` or ``"keep"``.
-        entropy_temperature: ``"keep"`` or ``"reset"``.
-        vecnormalize: ``"keep"`` or ``"reset"``.
-        replay_buffer: ``"keep"`` or ``"clear"``.
+        networks, target, optimizer_state, entropy_temperature, vecnormalize, replay_buffer: See
+            :class:`~fire_rl.interventions.options.Options`.
 
     Raises:
         ValueError: If an option is out of range or no known choice.

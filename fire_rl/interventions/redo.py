@@ -52,13 +52,10 @@ class ReDo(LayerOptions):
         exclude: Names or shell patterns of layers whose units to leave alone.
         source: Where new incoming weights come from: ``"fresh"`` or ``"initial"``, see
             :class:`~fire_rl.interventions.options.LayerOptions`.
-        networks: See :class:`~fire_rl.interventions.options.Options`; so are the next five.
         target: ``"keep"`` target networks as the authors do, ``"copy"`` into them, or do the
             ``"same"`` to the same units of theirs.
-        optimizer_state: ``"changed"`` entries, ``"all"`` or ``"keep"``.
-        entropy_temperature: ``"keep"`` or ``"reset"``.
-        vecnormalize: ``"keep"`` or ``"reset"``.
-        replay_buffer: ``"keep"`` or ``"clear"``.
+        networks, optimizer_state, entropy_temperature, vecnormalize, replay_buffer: See
+            :class:`~fire_rl.interventions.options.Options`.
 
     Raises:
         ValueError: If ``tau`` is no number of at least 0, or an option no known choice.
@@ -171,7 +168,7 @@ def _recycle(
                 torch.where(units, new[bias], layer.bias), "recycle", entries=units
             )
     if inputs is not None:
-        # Last, so that a recycled unit is read by nobody, other recycled units included.
+        # Last, so that no layer reads a recycled unit, other recycled units included.
         silent = outgoing_entries(layer, inputs)
         value, entries = value.masked_fill(silent, 0), entries | silent
     updates[layer.tensor_name("weight")] = Update(

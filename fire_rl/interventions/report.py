@@ -29,7 +29,7 @@ _SPECTRUM_POINTS = 17
 
 @dataclass(frozen=True)
 class LayerChange:
-    """What became of one layer's weight.
+    """How one layer's weight has changed.
 
     Attributes:
         name: Dotted name of the layer.
@@ -72,10 +72,10 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class Changes:
-    """What became of one network.
+    """How one network has changed.
 
     Attributes:
-        layers: What became of its weight layers.
+        layers: How its weight layers have changed, in order.
         others: Names of other tensors that changed, and what was done.
         kept: Names of weights that were left alone for what they are: ``"frozen"``,
             ``"embedding"``, or the class of a module in another layout, such as ``"LSTM"``.
@@ -181,8 +181,7 @@ class InterventionReport:
         options: All its options, as plain values.
         num_timesteps: Environment steps of the model at that moment.
         dry_run: Whether the model was left as it was.
-        networks: Role to what became of its layers and other tensors; roles not acted on are
-            missing.
+        networks: Role to the changes of its network; roles not acted on are missing.
         before: Role to ``dormant_ratio`` and ``effective_rank`` on the probe just before.
         after: The same just after.
         policy_change: See :func:`fire_rl.sb3.measurement.policy_change`.

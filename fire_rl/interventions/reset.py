@@ -29,12 +29,8 @@ class Reset(Options):
             statistics, and ``log_std`` included; ``"heads"``: output layers with their biases; or
             ``"last:<k>"``: the last k layers of each network, such as ``"last:3"``.
         source: ``"fresh"``, a new draw, or ``"initial"``, the weights the run began with.
-        networks: See :class:`~fire_rl.interventions.options.Options`; so are the next five.
-        target: ``"copy"``, ``"keep"`` or ``"same"``.
-        optimizer_state: ``"changed"``, ``"all"`` or ``"keep"``.
-        entropy_temperature: ``"keep"`` or ``"reset"``.
-        vecnormalize: ``"keep"`` or ``"reset"``.
-        replay_buffer: ``"keep"`` or ``"clear"``.
+        networks, target, optimizer_state, entropy_temperature, vecnormalize, replay_buffer: See
+            :class:`~fire_rl.interventions.options.Options`.
 
     Raises:
         ValueError: If an option is no known choice.

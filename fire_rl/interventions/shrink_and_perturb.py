@@ -32,16 +32,10 @@ class ShrinkAndPerturb(LayerOptions):
         head: The same for output layers.
         others: ``"mix"`` the other trainable parameters, such as those of norm layers and
             ``log_std``, with ``keep``; or ``"keep"`` them as they are.
-        include: See :class:`~fire_rl.interventions.options.LayerOptions`; so are the next two.
-            With ``include``, only the layers that it names are touched.
-        exclude: Names or shell patterns of layers to leave alone.
-        source: ``"fresh"`` or ``"initial"``.
-        networks: See :class:`~fire_rl.interventions.options.Options`; so are the next five.
-        target: ``"copy"``, ``"keep"`` or ``"same"``.
-        optimizer_state: ``"changed"``, ``"all"`` or ``"keep"``.
-        entropy_temperature: ``"keep"`` or ``"reset"``.
-        vecnormalize: ``"keep"`` or ``"reset"``.
-        replay_buffer: ``"keep"`` or ``"clear"``.
+        include, exclude, source: See :class:`~fire_rl.interventions.options.LayerOptions`. With
+            ``include``, only the layers that it names are touched.
+        networks, target, optimizer_state, entropy_temperature, vecnormalize, replay_buffer: See
+            :class:`~fire_rl.interventions.options.Options`.
 
     Raises:
         ValueError: If a share is outside [0, 1], or an option no known choice.

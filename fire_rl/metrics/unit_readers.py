@@ -1,7 +1,7 @@
-"""Who consumes whom: which inputs of which weight layers read the units of a layer.
+"""Which inputs of which weight layers read the units of a layer.
 
-Found by experiment, not by names: the units of every layer put out a number of their own, and what
-arrives at the inputs of the next layers tells who reads whom, through flattening, pooling,
+Found by experiment, not by names: every unit puts out a number of its own, and the numbers that
+arrive at the inputs of the next layers show which units these read, through flattening, pooling,
 concatenation or any other way of handing numbers on.
 """
 
@@ -85,13 +85,12 @@ def trace_connections(
 
     Every direct path counts, also from one network into another: a shared extractor has a
     connection for each trunk. A path ends at the first weight layer. Norm layers and dropout hand
-    units on as they are. A layer is left out where it is not certain who reads it: its activation
-    is called as a function (``F.relu``), it is added to another (a residual), or it goes into a
-    recurrent, attention or parametric module that is no linear or convolutional layer.
+    units on as they are. A layer is left out where it is not certain which layers read it: its
+    activation is called as a function (``F.relu``), it is added to another (a residual), or it goes
+    into a recurrent, attention or parametric module that is no linear or convolutional layer.
 
     Args:
-        layers: Every linear and convolutional layer by name, those that nobody wants to change
-            included.
+        layers: Every linear and convolutional layer by name, also those that are not to change.
         roots: Modules that contain the layers and their activations.
         forward: Makes a pass over a few observations; called twice. Weights, buffers and training
             flags stay as they are. What it returns is not used.

@@ -1,7 +1,7 @@
 """Where each algorithm keeps its networks: data, one :class:`Anatomy` each.
 
-Those of sb3-contrib stand in :mod:`fire_rl.sb3.contrib_anatomies`; anybody's own can be added with
-:func:`register_anatomy`.
+Those of sb3-contrib are in :mod:`fire_rl.sb3.contrib_anatomies`; :func:`register_anatomy` adds
+others.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Anatomy:
         needs_actions: Whether the critic takes actions.
         optional: Those of ``parts`` that not every policy has.
         shared: Modules that hold parts of every role: what none of ``parts`` owns of them belongs
-            to all roles, such as a trunk of one's own in ``mlp_extractor``.
+            to all roles, such as a custom trunk in ``mlp_extractor``.
         fresh: ``model`` to a new policy, initialised as the algorithm does it. By default the
             model's policy class with its spaces, its learning rate and its ``policy_kwargs``.
 
@@ -109,7 +109,7 @@ _REGISTERED: dict[type, Anatomy] = {}
 
 
 def register_anatomy(algorithm: type[BaseAlgorithm] | type[BasePolicy], anatomy: Anatomy) -> None:
-    """Tell where an algorithm keeps its networks, so that interventions and metrics work on it.
+    """Register where an algorithm keeps its networks, so that interventions and metrics work on it.
 
     Subclasses need none of it: they go by their nearest base class that is known. What was
     registered goes before what is built in, and replaces what was registered before.

@@ -156,8 +156,8 @@ def _context(
     def remembered() -> Mapping[str, Tensor]:
         if not initial:
             raise ValueError(
-                "`source='initial'` needs the weights that the run began with, and nobody "
-                "recorded them: use a callback from the start of training, or pass `initial=`."
+                "`source='initial'` needs the weights that the run began with, and they were not "
+                "recorded: use a callback from the start of training, or pass `initial=`."
             )
         return initial
 
@@ -173,7 +173,7 @@ def _context(
     @cache
     def connections() -> Mapping[str, tuple[Connection, ...]]:
         if probe is None:
-            raise ValueError("There are no observations yet to see who reads whom.")
+            raise ValueError("There are no observations yet to see which layers read which units.")
         return observe_connections(view, probe)
 
     return Context(

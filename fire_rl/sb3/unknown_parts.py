@@ -1,4 +1,4 @@
-"""Warn of what a policy has and the anatomy of its model does not know: nothing is silent."""
+"""Warn of trained layers that belong to no role, and of output layers that are not known."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fire_rl.weights.layers import plain_name, weight_layers_of
 
 
 def warn_of_unknown_parts(view: ModelView) -> None:
-    """Name, in a warning, what a policy of one's own has and the anatomy does not know.
+    """Warn of parts of the policy that the model's anatomy does not know.
 
-    Weight layers that an optimizer of the model trains and that belong to no role; roles of which
-    no output layer is found, so that options about heads do not reach them.
+    These are weight layers that an optimizer of the model trains and that belong to no role; and
+    roles of which no output layer is found, so that options about heads do not reach them.
     """
     model, anatomy = view.model, view.anatomy
     policy = type(model.policy).__name__

@@ -66,7 +66,7 @@ def make_threshold(spec: Threshold | Mapping[str, Any], others: Mapping[str, Any
     if given:
         raise ValueError(
             f"`threshold` says when on its own, got {', '.join(given)} beside it. Leave them out; "
-            "a threshold's own `every` and `stop` stand in it."
+            "a threshold has an `every` and a `stop` of its own."
         )
     schedule = make_schedule(spec) if isinstance(spec, Mapping) and "metric" in spec else spec
     if not isinstance(schedule, Threshold):

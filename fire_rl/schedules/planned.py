@@ -17,7 +17,7 @@ from fire_rl.utils.validation import check_int, check_positive
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What a schedule must be able to tell."""
+    """What every schedule answers."""
 
     def planned(self, horizon: int | None) -> Sequence[int]:
         """Return the event steps up to ``horizon``, ascending."""

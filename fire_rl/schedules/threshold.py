@@ -100,7 +100,7 @@ class Threshold:
         return line
 
     def planned(self, horizon: int | None) -> Sequence[int]:
-        """Return no steps: nobody knows them."""
+        """Return no steps: they depend on values that are not measured yet."""
         return ()
 
     def crossed(self, previous: int, now: int, horizon: int | None) -> int | None:
@@ -151,7 +151,7 @@ class Threshold:
         repeated = f" {self.patience} times in a row" if self.patience > 1 else ""
         return (
             f"when {self.network or 'any'} {self.metric} {sign} {self.line:g}{repeated}, "
-            f"looked at every {self.every:,} {unit}"
+            f"measured every {self.every:,} {unit}"
         )
 
     def _checked_line(self, name: str) -> float:

@@ -343,12 +343,3 @@ def is_norm_layer(module: nn.Module) -> bool:
     return isinstance(module, NORM_LAYERS) or any(
         kind.__name__ in _NAMED_NORM_LAYERS for kind in type(module).__mro__
     )
-
-
-@torch.no_grad()
-def first_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """Return the name of the first tensor that holds NaN or infinity, or None."""
-    for name, tensor in tensors:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return name
-    return None

@@ -166,7 +166,7 @@ def test_initial_weights_that_nobody_kept_are_not_made_up(tmp_path):
         tmp_path / "arm", {"name": "reset", "source": "initial"}, {"at": [HALF]},
         branch_from=tmp_path / "whole" / str(HALF),
     )  # fmt: skip
-    with pytest.raises(ValueError, match="nobody recorded them"):
+    with pytest.raises(ValueError, match="they were not recorded"):
         make_model("dqn", seed=5).learn(TOTAL, callback=listed)
 
 

@@ -119,7 +119,7 @@ def test_plain_values_and_both_names_of_a_metric():
     made = make_schedule(spec)
     assert made == Threshold("dormant_ratio", 0.3, None, 10_000, 2, 50_000, "critic", 0.8)
     assert made.describe() == (
-        "when critic dormant_ratio > 0.3 2 times in a row, looked at every 10,000 steps"
+        "when critic dormant_ratio > 0.3 2 times in a row, measured every 10,000 steps"
     )
     logged = make_schedule({"metric": "zero_activation", "above": 0.1, "below": None})
     assert logged == Threshold("zero_activation_ratio", above=0.1)
@@ -429,7 +429,7 @@ def test_the_plan_is_said_for_people(caplog):
     fire, model = FireCallback(threshold=threshold, horizon=32, verbose=1), make_model("dqn")
     for _ in range(2):
         model.learn(16, callback=fire, reset_num_timesteps=False)
-    plan = "fire: when critic dormant_ratio > 0.3, looked at every 10,000 steps"
+    plan = "fire: when critic dormant_ratio > 0.3, measured every 10,000 steps"
     assert [record.message for record in caplog.records] == [plan]
 
 

@@ -172,7 +172,7 @@ def test_reset_draws_anew_or_goes_back():
     apply_intervention(model, Reset())
     moved = changed(initial, named_tensors(model.policy))
     assert {name for name in initial if "weight" in name} <= moved
-    with pytest.raises(ValueError, match="nobody recorded them"):
+    with pytest.raises(ValueError, match="they were not recorded"):
         apply_intervention(model, Reset(source="initial"))
 
 

@@ -354,7 +354,7 @@ def test_paper_dqn_returns_linear_layers_to_the_beginning():
             assert torch.equal(tensor, initial[f"q_net.{name}"])
     assert len(model.policy.optimizer.state) == len(list(model.q_net.parameters()))
     assert {c.kind: c.action for c in report.layers} == {"conv": "project", "linear": "reset"}
-    with pytest.raises(ValueError, match="nobody recorded them"):
+    with pytest.raises(ValueError, match="they were not recorded"):
         apply_intervention(model, FIRE.paper_dqn())
 
 
