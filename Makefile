@@ -27,10 +27,10 @@ lint: venv  ## ruff and mypy
 	$(BIN)/mypy
 
 test: lint  ## lint, types and the quick tests (minutes)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m 'not full'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m 'not full' --durations=15
 
 test-all: lint  ## the same with the complete contract tables
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --durations=15
 
 compatibility: venv  ## run every row of docs/compatibility.md and write it anew
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --compatibility=docs/compatibility.md tests

@@ -7,12 +7,14 @@ import sys
 import pytest
 
 import train
-from fire_rl.sb3 import anatomy as registry
 from tests.compatibility.page import (  # noqa: F401  # hooks
     pytest_addoption,
     pytest_collection_modifyitems,
     pytest_configure,
 )
+
+# No tests, and no examples: not to be imported by `--doctest-modules`.
+collect_ignore = ["helpers", "compatibility/page.py", "package/same_numbers.py"]
 
 RUN = (
     "--algo", "ppo", "--env", "CartPole-v1", "-n", 768, "--device", "cpu", "--set",
@@ -56,9 +58,3 @@ def main(monkeypatch, capfd):
         return code, out, err
 
     return run
-
-
-@pytest.fixture
-def registered(monkeypatch):
-    """What a test registers is forgotten after it."""
-    monkeypatch.setattr(registry, "_REGISTERED", {})

@@ -53,9 +53,11 @@ class RunCheckpointCallback(BaseCallback):
 
     Example:
         >>> from stable_baselines3 import PPO
-        >>> model = PPO("MlpPolicy", "CartPole-v1", n_steps=64)
-        >>> callback = RunCheckpointCallback(50_000, "checkpoints", resume=True)
-        >>> model = model.learn(100, callback=callback)  # doctest: +SKIP
+        >>> model = PPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu")
+        >>> callback = RunCheckpointCallback(64, "checkpoints", resume=True)
+        >>> model = model.learn(256, callback=callback)
+        >>> [saved.path.name for saved in callback.saved]
+        ['64', '128', '192']
     """
 
     def __init__(

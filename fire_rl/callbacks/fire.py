@@ -41,7 +41,7 @@ class FireCallback(InterventionCallback):
 
     Example:
         >>> from stable_baselines3 import PPO
-        >>> model = PPO("MlpPolicy", "CartPole-v1", n_steps=64, seed=0)
+        >>> model = PPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu")
         >>> callback = FireCallback(every=128, method="exact")
         >>> model = model.learn(512, callback=callback)
         >>> [report.num_timesteps for report in callback.reports]

@@ -1,6 +1,4 @@
-"""Agents and configurations: SB3's signature is the only list, and every fault is told at once."""
-
-import re
+"""Agents: SB3's signature is the only list of hyper-parameters."""
 
 import numpy as np
 import pytest
@@ -14,20 +12,10 @@ from torch import nn
 from agents import ALGORITHMS, load_agent, make_agent
 from agents.algorithms import check_agent, hyperparameters
 from envs import make_vec_env
-from experiments.config import RunConfig, dump_yaml, parse_config
-from experiments.plain_yaml import ConfigError, read_yaml, set_value
-
-MINIMAL = {"algo": "dqn", "env": "CartPole-v1"}
 
 
 def tiny_env(env_id="CartPole-v1", **options):
     return make_vec_env(env_id, seed=0, **options)
-
-
-def faults_of(values, checks=None):
-    with pytest.raises(ConfigError) as caught:
-        parse_config(values, checks)
-    return caught.value.faults
 
 
 # ---------------------------------------------------------------------------- hyper-parameters
@@ -39,27 +27,6 @@ def test_every_argument_of_sb3_is_a_hyperparameter_except_those_of_the_run(algo)
     assert {"policy", "learning_rate", "gamma", "policy_kwargs"} <= set(names)
     assert not {"env", "seed", "device", "verbose", "tensorboard_log", "action_noise"} & set(names)
     assert ("noise_type" in names) == (algo in ("sac", "td3", "ddpg", "tqc", "crossq"))
-
-
-@pytest.mark.parametrize(
-    ("given", "algo"),
-    [("ppo_lstm", "recurrent_ppo"), ("ppo_mask", "maskable_ppo"), ("qrdqn", "qrdqn")],
-)
-def test_rl_zoo3s_names_of_algorithms(given, algo):
-    assert parse_config({**MINIMAL, "algo": given}).algo == algo
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("ars", r"`algo` 'ars' is not trained here\. .*without gradients"),
-        ("recurent_ppo", r"is no algorithm here\. Did you mean 'recurrent_ppo'"),
-        ("ppo_lst", r"is no algorithm here"),
-    ],
-)
-def test_algorithms_that_are_not_here(given, message):
-    (fault,) = faults_of({**MINIMAL, "algo": given})
-    assert re.search(message, fault)
 
 
 def test_policies_of_contrib_algorithms_fit_the_observations():
@@ -237,131 +204,3 @@ def test_fast_convolutions_can_be_switched_off():
 def test_agent_that_does_not_fit_is_refused(algo, env_id, agent, message):
     with pytest.raises(ValueError, match=message):
         make_agent(algo, tiny_env(env_id), agent)
-
-
-# ------------------------------------------------------------------------------- configuration
-
-
-def test_all_faults_at_once():
-    faults = faults_of(
-        {
-            "alg": "dqn",
-            "env": "CartPole-v1",
-            "n_timesteps": 100,
-            "total_timesteps": "many",
-            "seed": -1,
-            "vec_env": "dumy",
-            "normalize": 3,
-            "intervention": {"name": "fyre"},
-            "schedule": {"every": 0},
-            "metrics": {"evry": 3},
-            "eval": {"episodes": 0},
-            "device": "gpu",
-        }
-    )
-    for expected in (
-        "`algo` is missing",
-        "Did you mean 'algo'?",
-        "`n_timesteps` is no known key. Did you mean 'total_timesteps'?",
-        "`total_timesteps` must be a valid integer, got 'many'.",
-        "`seed` must be greater than or equal to 0, got -1.",
-        "`vec_env` must be 'dummy' or 'subproc', got 'dumy'.",
-        "`normalize` must be true, false or a mapping",
-        "Did you mean 'fire'?",
-        "`every` must be a whole number of at least 1, got 0.",
-        "`metrics.evry` is no known key. Did you mean 'every'?",
-        "`eval.episodes` must be greater than or equal to 1, got 0.",
-        "`device` must be 'auto', 'cpu' or 'cuda', got 'gpu'.",
-    ):
-        assert any(expected in fault for fault in faults), (expected, faults)
-    assert len(faults) == 12
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"algo": "dqnn"}, "Did you mean 'dqn'"),
-        ({"intervention": "fire"}, "`schedule` is missing"),
-        ({"schedule": {"every": 5}}, "`intervention` is missing"),
-        ({"intervention": {"name": "fire", "strenth": 1}, "schedule": {"every": 5}}, "'strength'"),
-        ({"intervention": "fire", "schedule": {"evry": 5}}, "'every'"),
-        ({"intervention": "fire", "schedule": {"at": [20, 10]}}, "ascending"),
-        ({"intervention": 3, "schedule": {"at": 1}}, "`intervention` must be a name"),
-        ({"agent": {"gama": 1, "lr": 2}}, "Did you mean 'gamma'"),
-    ],
-)
-def test_bad_run_is_refused(values, message):
-    assert any(message in fault for fault in faults_of({**MINIMAL, **values}))
-
-
-def test_checks_of_others_are_collected_too():
-    def check(value, run):
-        raise ImportError(f"{run['env']} needs a package")
-
-    faults = faults_of({**MINIMAL, "seed": -1}, {"env_options": check})
-    assert "CartPole-v1 needs a package" in faults
-    assert len(faults) == 2
-
-
-def test_configuration_survives_its_yaml():
-    values = {
-        **MINIMAL,
-        "env_options": {"frame_stack": 4, "sutton_barto_reward": True},
-        "agent": {"learning_rate": "lin_1e-4", "policy_kwargs": {"net_arch": [8]}},
-        "intervention": "fire",
-        "schedule": {"fractions": [0.5]},
-        "checkpoint": {"every": "1e3"},
-        "metrics": None,
-    }
-    config = parse_config(values)
-    assert config.frame_stack == 4
-    assert config.env_options == {"sutton_barto_reward": True}
-    assert config.intervention == {"name": "fire"}
-    assert config.checkpoint.every == 1000
-    assert parse_config(read_yaml(dump_yaml(config))) == config
-
-
-def test_yaml_numbers_are_those_that_people_write():
-    values = read_yaml("{a: 1e-3, b: 1e6, c: 1_000, d: 3E-4, e: 1.5e3, f: lin_1e-4, g: -2e0}")
-    assert values == {
-        "a": 1e-3,
-        "b": 10**6,
-        "c": 1000,
-        "d": 3e-4,
-        "e": 1500,
-        "f": "lin_1e-4",
-        "g": -2,
-    }
-    assert isinstance(values["b"], int)
-    with pytest.raises(ConfigError, match="not YAML"):
-        read_yaml("a: [1, 2")
-    with pytest.raises(ConfigError, match="not YAML"):
-        read_yaml("a: !!python/object/apply:os.system ['true']")
-
-
-def test_set_value():
-    values = {"agent": {"gamma": 0.9}, "intervention": "fire", "eval": None}
-    for assignment in (
-        "agent.gamma=0.98",
-        "agent.policy_kwargs.net_arch=[8, 8]",
-        "intervention.strength=0.5",
-        "eval.every=1e3",
-        "seed=7",
-    ):
-        set_value(values, assignment)
-    assert values == {
-        "agent": {"gamma": 0.98, "policy_kwargs": {"net_arch": [8, 8]}},
-        "intervention": {"name": "fire", "strength": 0.5},
-        "eval": {"every": 1000},
-        "seed": 7,
-    }
-    for bad in ("agent.gamma", "=3", "agent.=3"):
-        with pytest.raises(ConfigError, match=r"--set must be section\.key=value"):
-            set_value(values, bad)
-
-
-def test_config_is_frozen_and_has_the_zoo_defaults():
-    config = RunConfig(**MINIMAL)
-    assert (config.eval.every, config.eval.episodes) == (25_000, 5)
-    with pytest.raises(ValueError, match="frozen"):
-        config.seed = 3

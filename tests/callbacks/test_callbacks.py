@@ -141,6 +141,26 @@ def test_a_callback_is_used_again_for_a_new_run_and_a_new_model():
     assert steps(callback) == [16, 16, 16]
 
 
+@pytest.mark.parametrize("algo", ["ppo", "dqn"])
+def test_a_second_model_begins_with_a_fresh_clock(algo):
+    callback = FireCallback(at=[64])
+    make_model(algo).learn(64, callback)  # armed, and never acted
+    make_model(algo).learn(64, callback)
+    assert callback.reports == []
+    counting = FireCallback(every=6, stop=1.0, unit="gradient_updates")
+    make_model(algo).learn(96, counting)
+    first = [report.num_timesteps for report in counting.reports]
+    make_model(algo).learn(96, counting)
+    assert [report.num_timesteps for report in counting.reports] == first * 2
+
+
+def test_chunks_without_a_horizon_are_warned_about():
+    model, callback = make_model("ppo"), FireCallback(every=16)
+    model.learn(32, callback, reset_num_timesteps=False)
+    with pytest.warns(UserWarning, match=r"`stop` refers to the total of each call.*`horizon=`"):
+        model.learn(32, callback, reset_num_timesteps=False)
+
+
 @pytest.mark.parametrize("algo", ["ppo", "dqn", "td3"])
 def test_gradient_updates_as_unit(algo):
     """PPO: 2 minibatches x 2 epochs per rollout of 16; off-policy: one per 2 steps after 8."""
@@ -256,6 +276,16 @@ def test_save_before_keeps_the_model_of_just_before(tmp_path):
 
 
 # --- measuring ----------------------------------------------------------------------------------
+
+
+def test_save_before_overwrites_nothing(tmp_path):
+    model = make_model("ppo")
+    callbacks = [
+        FireCallback(at=[32], networks=[role], save_before=tmp_path) for role in ("actor", "critic")
+    ]
+    model.learn(48, callbacks)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["before_fire_32_steps.zip", "before_fire_32_steps_2.zip"]
 
 
 @pytest.mark.compat(
@@ -629,6 +659,14 @@ def test_numbers_that_yaml_reads_as_texts():
     assert PlasticityMetricsCallback(every="1e4", probe_size="1e3").probe_size == 1000
 
 
+def test_numbers_of_numpy_are_numbers():
+    assert Every(np.int64(1000)).steps == 1000
+    callback = FireCallback(at=np.linspace(100, 1000, 4).astype(int))
+    assert callback.clock.schedule.steps == (100, 400, 700, 1000)
+    fractions = AtFractions(np.array([0.25, 0.5], dtype=np.float32))
+    assert fractions.planned(100) == (25, 50)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -643,6 +681,9 @@ def test_numbers_that_yaml_reads_as_texts():
         (lambda: FireCallback(every=5, preset="paper_dnq"), "Did you mean 'paper_dqn'"),
         (lambda: FireCallback(every=5, horizon=0), "`horizon` must be a whole number"),
         (lambda: FireCallback(every=5, unit="steps"), "`unit` must be one of 'timesteps'"),
+        (lambda: FireCallback(at=[1], seed="a"), "`seed` must be a whole number"),
+        (lambda: FireCallback(at="soon"), "got 'soon'"),
+        (lambda: InterventionCallback({"strength": 0.5}), "needs a `name`"),
         (lambda: InterventionCallback("fier", {"every": 5}), "Did you mean 'fire'"),
         (lambda: PlasticityMetricsCallback(every=0), "`every` must be a whole number"),
         (lambda: PlasticityMetricsCallback(probe_size=0), "`probe_size` must be a whole number"),
@@ -651,6 +692,11 @@ def test_numbers_that_yaml_reads_as_texts():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_class_is_no_schedule():
+    with pytest.raises(TypeError, match="`schedule` must be a mapping"):
+        InterventionCallback("fire", Every)
 
 
 @pytest.mark.parametrize("options", [{"networks": ["critik"]}, {"include": ["actor.latent_pie"]}])

@@ -203,13 +203,13 @@ def _head(rows):
         f"Python {platform.python_version()}, {versions}; {platform.system()} "
         f"{platform.machine()}.",
         "",
-        "Where it says “attached”, the model has learned with `FireCallback(method='exact')`",
-        "and `PlasticityMetricsCallback`, and `tests/helpers/attached.py` has seen: at every",
-        "event, that each linear, convolutional and attention weight became the nearest",
-        "isometry (by a singular value decomposition of its own), that nothing else of the",
-        "policy changed, that target networks equalled the online ones (running statistics",
-        "included), and that optimizers forgot these weights and only these; that every weight",
-        "was trained on afterwards; and that no metric was NaN, infinite or out of its bounds.",
+        "Where it says “attached”, the model has learned with `FireCallback(method='exact')` and",
+        "`PlasticityMetricsCallback`, and `tests/helpers/attached.py` has seen: at every event,",
+        "that each linear, convolutional and attention weight became the nearest isometry (by a",
+        "singular value decomposition of its own), that nothing else of the policy changed, that",
+        "target networks equalled the online ones (running statistics included), and that",
+        "optimizers forgot these weights and only these; that every weight was trained on",
+        "afterwards; and that no metric was NaN, infinite or out of its bounds.",
     ]
 
 

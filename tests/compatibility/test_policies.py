@@ -12,30 +12,20 @@ from tests.helpers import extractors
 from tests.helpers.attached import attach
 from tests.helpers.models import (
     CONTRIB_OFF_POLICY,
-    CONTRIB_ON_POLICY,
     EVERY_ALGORITHM,
     IGNORE_LSTM,
     OFF_POLICY,
+    ON_POLICY,
     Q_NETWORKS,
     TinyExtractor,
     changed,
     make_model,
     state_of,
 )
+from tests.helpers.rows import rows
 
 pytestmark = pytest.mark.filterwarnings(IGNORE_LSTM)
-ON_POLICY = ("ppo", "a2c", *CONTRIB_ON_POLICY)
 WITH_CRITICS = [algo for algo in {**OFF_POLICY, **CONTRIB_OFF_POLICY} if algo not in Q_NETWORKS]
-
-
-def rows(quick, *factors, missing=()):
-    """The product of some lists of values: the rows named by ``quick`` now, the others in full."""
-    missing = list(missing)
-    return [
-        pytest.param(*row, marks=[] if row in quick else pytest.mark.full)
-        for row in itertools.product(*factors)
-        if row not in missing
-    ]
 
 
 # ----------------------------------------------------------------------- algorithms and policies

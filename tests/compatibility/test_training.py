@@ -30,18 +30,19 @@ from stable_baselines3.common.vec_env import (
 )
 
 from fire_rl import FIRE, FireCallback, PlasticityMetricsCallback, apply_intervention
-from tests.compatibility.test_policies import ON_POLICY, rows
 from tests.helpers import extractors
 from tests.helpers.attached import attach
 from tests.helpers.models import (
     EVERY_ALGORITHM,
     IGNORE_LSTM,
+    ON_POLICY,
     RandomEnv,
     TinyExtractor,
     changed,
     make_model,
     state_of,
 )
+from tests.helpers.rows import rows
 from tests.helpers.runs import ENVIRONMENT
 
 pytestmark = pytest.mark.filterwarnings(IGNORE_LSTM)

@@ -15,7 +15,7 @@ from agents.networks import MinAtarCNN, XavierCnnPolicy
 from envs import check_env, frames_per_second, image_stack, make_vec_env
 from envs.minatar import GAMES, make_game
 from fire_rl.checkpoints.env_state import capture_env, restore_env
-from tests.checkpoints.test_store import assert_same_buffer, train
+from tests.helpers.resuming import assert_same_buffer, train
 
 IDS = [f"MinAtar/{game.title().replace('_', '')}-v1" for game in GAMES]
 

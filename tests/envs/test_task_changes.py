@@ -14,7 +14,7 @@ from envs.continual.dynamics import ChangingDynamics
 from envs.continual.goals import ChangingActions, ChangingDirection
 from fire_rl.checkpoints.vec_env_state import capture_vec_env, restore_vec_env
 from fire_rl.sb3.frame_replay import FrameReplayBuffer
-from tests.checkpoints.test_store import train
+from tests.helpers.resuming import train
 
 PONG = {"change": "mode", "every": 40}
 GAMES = {"change": "game", "every": 40, "games": ["ALE/Breakout-v5", "ALE/Pong-v5"]}

@@ -19,6 +19,7 @@ CONTRIB_OFF_POLICY = {"qrdqn": QRDQN, "tqc": TQC, "crossq": CrossQ}
 CONTRIB_ON_POLICY = {"trpo": TRPO, "recurrent_ppo": RecurrentPPO, "maskable_ppo": MaskablePPO}
 ALGORITHMS: dict[str, Any] = {"ppo": PPO, "a2c": A2C, **OFF_POLICY}
 EVERY_ALGORITHM: dict[str, Any] = {**ALGORITHMS, **CONTRIB_OFF_POLICY, **CONTRIB_ON_POLICY}
+ON_POLICY = ("ppo", "a2c", *CONTRIB_ON_POLICY)
 Q_NETWORKS = ("dqn", "qrdqn")  # the one role is `critic`
 STOCHASTIC = ("ppo", "a2c", "sac", "tqc", "crossq", *CONTRIB_ON_POLICY)
 _DISCRETE = (*Q_NETWORKS, "maskable_ppo")

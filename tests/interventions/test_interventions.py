@@ -327,6 +327,7 @@ def test_presets_bring_their_published_schedule(spec, schedule):
         ({"name": "optimizer_reset", "target": "copy"}, r"`target` must be one of 'keep'"),
         ({"name": "entropy_temperature_reset", "entropy_temperature": "keep"}, r"must be one of 'reset'"),  # noqa: E501
         ({"name": "reset", "networks": []}, r"`networks` must name a role"),
+        ({"name": "fire", "networks": []}, "`networks` must name a role"),
         ({"name": "rset"}, r"`intervention name`.*Did you mean 'reset'"),
     ],
 )  # fmt: skip

@@ -118,6 +118,33 @@ def test_include_and_exclude():
         fire_(module, exclude=["heads"])
 
 
+def test_tied_weights_change_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(10, 4)
+            self.out = nn.Linear(4, 10, bias=False)
+            self.out.weight = self.embedding.weight
+
+    module = Tied()
+    (change,) = fire_(module, method="exact")
+    assert change.name == "out"
+    assert change.dfi_after == pytest.approx(0, abs=1e-6)
+    assert module.out.weight is module.embedding.weight
+    (kept,) = fire_(module, exclude=["out"])
+    assert kept.action == "keep"
+
+
+def test_heads_are_checked():
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"`heads` must be one of '0', '2', '4', got 'nope'"):
+        fire_(module, heads=["nope"])
+    with pytest.raises(ValueError, match="got '24'"):
+        fire_(module, heads="24")
+    actions = [change.action for change in fire_(module, heads="4", head="keep")]
+    assert actions == ["project", "project", "keep"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", ["newton_schulz", "exact"])
 def test_other_precisions(dtype, method):
@@ -135,6 +162,15 @@ def test_frozen_weights_are_kept_and_reported():
     before = snapshot(module)
     assert [change.action for change in fire_(module)] == ["project", "keep", "project"]
     assert "3.weight" not in changed(module, before)
+
+
+def test_a_frozen_bias_is_kept():
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    module[2].bias.requires_grad_(False)
+    before = module[2].bias.clone()
+    fire_(module, biases="zero")
+    assert torch.equal(module[2].bias, before)
+    assert not module[0].bias.any()
 
 
 def test_zero_weights_survive():

@@ -1,9 +1,12 @@
 """Capturing activations: the right tensors, and no trace left behind."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from fire_rl import dormant_ratio, zero_activation_ratio
 from fire_rl.metrics.activations import capture_activations
 from fire_rl.weights.layers import weight_layers
 
@@ -68,6 +71,12 @@ def test_kinds_and_repeated_calls():
         expected = torch.cat([torch.tanh(layer(x)), torch.tanh(layer(2 * x))])
     torch.testing.assert_close(found.post["layer"], expected)
     assert found.kinds == {"layer": "Tanh"}
+
+
+def test_diverged_units_are_not_reported_as_healthy():
+    broken = {"a": torch.ones(10, 4), "b": torch.full((10, 4), math.nan)}
+    assert math.isnan(dormant_ratio(broken, 0.1))
+    assert math.isnan(zero_activation_ratio(broken))
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -113,8 +113,3 @@ def test_every_intervention_has_a_row():
     assert set(fire_rl.INTERVENTIONS) == files - others
     for name, kind in fire_rl.INTERVENTIONS.items():
         assert kind.name == name
-
-
-@pytest.mark.parametrize("path", FILES, ids=dotted)
-def test_files_have_one_job(path):
-    assert len(path.read_text().splitlines()) <= 350 or path.name == "train.py"

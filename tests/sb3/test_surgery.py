@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import math
 import random
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import torch
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
 
 from fire_rl import FIRE, NoIntervention, apply_intervention, isometry_scale, polar_factor
 from fire_rl.sb3.model_view import ModelView
@@ -159,6 +162,21 @@ def test_policy_kl_against_log_probabilities(algo):
             new_log_prob = distribution.log_prob(actions)
     estimate = float((old_log_prob - new_log_prob).mean())
     assert report.policy_change["policy_kl"] == pytest.approx(estimate, rel=0.1, abs=0.01)
+
+
+def test_policy_kl_adds_up_over_the_components_of_an_action():
+    model = make_model("ppo", n_envs=2)  # two components
+    model.learn(16)
+    report = apply_intervention(model, FIRE(networks=["actor"]), dry_run=True)
+    probe = model.rollout_buffer.observations.reshape(-1, 5)[:16]
+    observations = torch.as_tensor(probe)
+    before = model.policy.get_distribution(observations).distribution
+    mean, std = before.mean.detach().clone(), before.stddev.detach().clone()
+    apply_intervention(model, FIRE(networks=["actor"]))
+    after = model.policy.get_distribution(observations).distribution
+    old = torch.distributions.Normal(mean, std)
+    expected = torch.distributions.kl_divergence(old, after).sum(1).mean()
+    assert report.policy_change["policy_kl"] == pytest.approx(float(expected.detach()), rel=1e-3)
 
 
 @pytest.mark.parametrize("algo", EVERY_ALGORITHM)
@@ -401,6 +419,22 @@ def test_non_finite_weights_are_named_and_nothing_changes():
     assert not changed(before, state_of(model))
 
 
+def test_a_decayed_layer_blocks_nothing():
+    model = make_model("ppo")
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(1e-40)
+    report = apply_intervention(model, FIRE(method="exact"))
+    assert all(math.isfinite(layer.sfe) for layer in report.layers)
+
+
+def test_a_broken_target_is_named():
+    model = make_model("dqn", replay_buffer_class=ReplayBuffer)
+    with torch.no_grad():
+        model.policy.q_net_target.q_net[0].weight[0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"`q_net\.q_net\.0\.weight` \(critic\) holds NaN"):
+        apply_intervention(model, FIRE(target="same"))
+
+
 def test_unknown_algorithms_and_layers_are_named():
     class Unknown(BaseAlgorithm):
         def __init__(self):
@@ -413,6 +447,8 @@ def test_unknown_algorithms_and_layers_are_named():
     Unknown.__abstractmethods__ = frozenset()
     with pytest.raises(ValueError, match="`model` is a Unknown, whose networks are not known"):
         apply_intervention(Unknown(), FIRE())
+    with pytest.raises(ValueError, match="whose networks are not known"):
+        apply_intervention(nn.Linear(3, 3), "fire")
     with pytest.raises(ValueError, match=r"`exclude` pattern 'q_net.q_nt.0' matches no layer.*Did"):
         apply_intervention(make_model("dqn"), FIRE(exclude="q_net.q_nt.0"))
 

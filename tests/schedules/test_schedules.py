@@ -68,6 +68,7 @@ def test_plain_values():
         (lambda: At([-1]), "`at` must be a whole number of at least 1, got -1"),
         (lambda: At([]), "ascending"),
         (lambda: AtFractions([0.5, 0.5]), "`fractions` must be ascending"),
+        (lambda: AtFractions([1.0]), r"in \(0, 1\)"),
         (lambda: AtFractions([1.5]), "at most 1, got 1.5"),
         (lambda: make_schedule({}), "exactly one of every, at and fractions, got none"),
         (lambda: make_schedule({"every": 3, "at": 4}), "got every, at"),

@@ -136,6 +136,21 @@ def test_extreme_magnitudes(function, factor):
     torch.testing.assert_close(function(matrix * factor), function(matrix), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("exponent", [-44, -40, -38, -30, 0, 30, 38])
+@pytest.mark.parametrize("shape", [(6, 3), (4, 4), (3, 6), (16, 4)])
+def test_extreme_entries_are_projected_as_any_others(exponent, shape):
+    torch.manual_seed(0)
+    matrix = torch.randn(shape).clamp(-2, 2)
+    tiny = (matrix.double() * 10.0**exponent).float()
+    assert bool(torch.isfinite(tiny).all())
+    rescaled = (tiny.double() * 10.0**-exponent).float()  # what is left of it below 1e-38
+    for project in (polar_factor, newton_schulz):
+        found = project(tiny)
+        torch.testing.assert_close(found, project(rescaled), rtol=1e-4, atol=1e-4)
+    values = torch.linalg.svdvals(polar_factor(tiny))
+    torch.testing.assert_close(values, torch.ones_like(values), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; none here")
 @pytest.mark.parametrize("function", [newton_schulz, polar_factor])
 def test_cuda(function):
@@ -222,6 +237,7 @@ def test_isometry_scale_by_hand():
     [
         (lambda: newton_schulz(torch.ones(3)), r"`matrix` must have shape \(\.\.\., m, n\)"),
         (lambda: newton_schulz(torch.ones(3, 3), 0), "`num_steps` must be .* at least 1, got 0"),
+        (lambda: newton_schulz(torch.eye(2), 2.5), "`num_steps` must be a whole number"),
         (lambda: polar_factor(torch.ones(0, 3)), r"got \(0, 3\)"),
         (lambda: polar_factor(torch.tensor([[math.nan]])), "must be finite"),
         (lambda: polar_factor(torch.ones(2, 2, dtype=torch.int64)), "floating dtype"),

@@ -1,6 +1,6 @@
 """Compute with rliable what tests/reports/test_statistics.py compares with.
 
-    pip install rliable 'pandas<3' && python tests/data/make_rliable.py > tests/data/rliable.json
+    pip install rliable 'pandas<3' && cd tests/helpers/data && python make_rliable.py > rliable.json
 
 In an environment of its own: rliable 1.2 breaks with pandas 3. Takes some minutes.
 """
