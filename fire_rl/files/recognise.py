@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fire_rl.files.formats import VARIABLES, ModelFile
 from fire_rl.files.rebuild import Skeleton, build_skeleton
+from fire_rl.utils.paths import attribute_at
 
 _LAYER = r"\.(weight|bias)"
 # CrossQ puts BatchRenorm between its layers (sb3-contrib `common/torch_layers.py`).
@@ -129,7 +130,7 @@ class StandIn:
         """Return what the members of the zip hold now."""
         members = {"policy.pth": self.file.content["policy.pth"]}
         for member in self.file.optimizers:
-            members[member] = _get(self.model, member.removesuffix(".pth")).state_dict()
+            members[member] = attribute_at(self.model, member.removesuffix(".pth")).state_dict()
         return members | {
             name: self.file.content[name] for name in VARIABLES if name in self.file.content
         }
@@ -226,7 +227,7 @@ def _add_optimizers(model: Any, file: ModelFile) -> None:
     for member, content in file.optimizers.items():
         path = member.removesuffix(".pth")
         owner_path, _, name = path.rpartition(".")
-        owner = _get(model, owner_path) if owner_path else model
+        owner = attribute_at(model, owner_path) if owner_path else model
         known = name == "optimizer" if owner_path else name == "ent_coef_optimizer"
         if owner is None or not known:
             raise ValueError(f"The zip holds `{member}`, which SB3's own algorithms do not save.")
@@ -238,7 +239,7 @@ def _candidates(model: Any, path: str) -> Iterator[list[Tensor]]:
     if path == "ent_coef_optimizer":
         yield [model.log_ent_coef] if model.log_ent_coef is not None else []
         return
-    network = _get(model, path.removesuffix(".optimizer"))
+    network = attribute_at(model, path.removesuffix(".optimizer"))
     yield list(network.parameters())
     for name in ("q_net", "quantile_net"):  # since SB3 2.4 without the target's
         if path == "policy.optimizer" and name in network._modules:
@@ -295,10 +296,3 @@ def _ensure(policy: nn.Module, path: str) -> None:
         child = policy._modules[part]
         assert child is not None
         policy = child
-
-
-def _get(model: Any, path: str) -> Any:
-    value = model
-    for part in path.split("."):
-        value = getattr(value, part, None)
-    return value
