@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,18 @@ class FileSurgery:
     report: InterventionReport | None
     recognised: str
     kept: Mapping[str, str]
+
+    def to_dict(self, out: Path | None) -> dict[str, Any]:
+        """Return plain values, ready for JSON; ``out`` is the file that was written, if any."""
+        return {
+            "file": str(self.file.path),
+            "out": None if out is None else str(out),
+            "recognised_as": self.recognised,
+            "changed_members": sorted(self.content),
+            "kept": dict(self.kept),
+            "layers": [asdict(layer) for layer in self.layers],
+            "report": None if self.report is None else self.report.to_dict(),
+        }
 
 
 def operate_on_file(

@@ -1,17 +1,18 @@
-"""Flags for the options of FIRE, made from its fields and their documentation."""
+"""The options of FIRE as flags: one for each field of it, described by its own docstring."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import re
-import types
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+import tyro
 
 from fire_rl.interventions import FIRE
 from fire_rl.interventions.base import Aftermath
-from fire_rl.utils.validation import as_number
 
 _PRESETS = tuple(name for name in vars(FIRE) if name.startswith("paper_"))
 # Where the words for a keyword argument do not suit a flag, or a file is not an agent.
@@ -27,66 +28,33 @@ _TEXTS = {
     "vecnormalize": "Not possible here: the statistics are in a file of their own.",
     "replay_buffer": "Not possible here: a zip holds no replay buffer.",
 }
+# How the help shows a value of a type.
+_VALUES: Mapping[Any, str] = {int: "N", float: "NUMBER", tuple: "NAME", Mapping: "PATTERN=BLOCKS"}
+# A flag takes words, which FIRE itself checks and converts. Empty: the flag was not given, so that
+# a preset keeps its value. (With `str | None`, tyro would take the word None for "not given".)
+_Word = tyro.conf.UseAppendAction[tuple[str, ...]]
+_Words = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
 
 
-class FireOptions:
-    """One flag for each option of :class:`FIRE`, and ``--preset``."""
+def given_options(flags: Any) -> dict[str, Any]:
+    """Return the options that were given, as FIRE takes them.
 
-    def __init__(self) -> None:
-        self._fields = dataclasses.fields(FIRE)
+    Args:
+        flags: A :data:`FireFlags`, as tyro has filled it.
 
-    def add_to(self, group: argparse._ArgumentGroup) -> None:
-        """Add the flags to a group of a parser."""
-        group.add_argument(
-            "--preset",
-            metavar=_braces(_PRESETS),
-            help="options as in the code of FIRE's authors; single flags override it",
-        )
-        hints = get_type_hints(FIRE)
-        texts = {**_documented(FIRE), **_documented(Aftermath, "Attributes"), **_TEXTS}
-        for option in self._fields:
-            plain = isinstance(option.default, str | int | float)
-            default = f" (default: {option.default})" if plain else ""
-            group.add_argument(
-                f"--{option.name.replace('_', '-')}",
-                dest=option.name,
-                help=f"{texts.get(option.name, '')}{default}".replace("%", "%%"),
-                **_how_to_parse(hints[option.name]),
-            )
-
-    def given(self, arguments: argparse.Namespace) -> dict[str, Any]:
-        """Return those that were given, as FIRE takes them."""
-        names = ["preset", *(option.name for option in self._fields)]
-        values = {name: getattr(arguments, name) for name in names}
-        given = {name: value for name, value in values.items() if value is not None}
-        if "split" in given:
-            given["split"] = _split(given["split"])
-        return given
-
-
-def _how_to_parse(hint: Any) -> dict[str, Any]:
-    """Arguments of ``add_argument`` for a type; words are checked by FIRE itself."""
-    kinds = list(_alternatives(hint))
-    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-    if any(get_origin(kind) is Mapping for kind in kinds):
-        return {"nargs": "+", "action": "extend", "metavar": "PATTERN=BLOCKS"}
-    if any(get_origin(kind) is tuple for kind in kinds):
-        return {"nargs": "+", "action": "extend", "metavar": "NAME"}
-    if int in kinds:
-        return {"type": int, "metavar": "N"}
-    if float in kinds:
-        if words:
-            return {"type": as_number, "metavar": _braces([*words, "NUMBER"])}
-        return {"type": float, "metavar": "NUMBER"}
-    return {"metavar": _braces(words)}
-
-
-def _alternatives(hint: Any) -> Iterator[Any]:
-    if get_origin(hint) in (Union, types.UnionType):
-        for part in get_args(hint):
-            yield from _alternatives(part)
-    else:
-        yield hint
+    Raises:
+        ValueError: If a flag has no value, or ``--split`` is not understood.
+    """
+    given: dict[str, Any] = {}
+    for name, values in vars(flags).items():
+        if () in values:
+            raise ValueError(f"`--{name.replace('_', '-')}` needs a value.")
+        if values:
+            several = isinstance(values[0], tuple)
+            given[name] = [word for words in values for word in words] if several else values[-1]
+    if "split" in given:
+        given["split"] = _split(given["split"])
+    return given
 
 
 def _split(words: Sequence[str]) -> str | dict[str, Any]:
@@ -102,31 +70,46 @@ def _split(words: Sequence[str]) -> str | dict[str, Any]:
     return found
 
 
-def _braces(words: Any) -> str:
-    return "{" + ",".join(words) + "}"
+def _fire_flags() -> type:
+    """Build a dataclass with ``preset`` and the fields of FIRE."""
+    hints = get_type_hints(FIRE)
+    texts = {**_documented(FIRE), **_documented(Aftermath), **_TEXTS}
+    preset = "Options as in the code of FIRE's authors; single flags override it."
+    flags = [_flag("preset", Literal[_PRESETS], preset)]
+    for option in dataclasses.fields(FIRE):
+        plain = isinstance(option.default, str | int | float)
+        default = f"(default: {option.default})" if plain else ""
+        flags.append(_flag(option.name, hints[option.name], texts.get(option.name, ""), default))
+    return dataclasses.make_dataclass("FireFlags", flags, frozen=True)
 
 
-def _documented(kind: type, section: str = "Args") -> Mapping[str, str]:
-    """Read what a Google docstring says about each argument; empty under ``python -OO``."""
-    _, found, rest = (kind.__doc__ or "").partition(f"{section}:\n")
-    if not found:
-        return {}
-    texts: dict[str, str] = {}
-    name, indent = "", 0
-    for line in rest.splitlines():
-        if not line.strip():
-            break
-        depth = len(line) - len(line.lstrip())
-        indent = indent or depth
-        if depth == indent:
-            name, _, text = line.strip().partition(": ")
-            texts[name] = text
-        else:
-            texts[name] += f" {line.strip()}"
-    return {name: _plain(text) for name, text in texts.items()}
+def _flag(name: str, hint: Any, text: str, default: str = "") -> tuple[str, Any, Any]:
+    """Describe one field: its name, how tyro reads it, and that it may be left out."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    types = [get_origin(kind) or kind for kind in kinds]
+    values = [*words, *(_VALUES[kind] for kind in types if kind in _VALUES)]
+    metavar = "{" + ",".join(values) + "}" if words else values[0]
+    several = tuple in types or Mapping in types
+    shown = tyro.conf.arg(
+        metavar=f"{metavar} [...]" if several else metavar,
+        help=text,
+        help_behavior_hint=default,
+        prefix_name=False,
+    )
+    return name, Annotated[_Words if several else _Word, shown], ()
+
+
+def _documented(kind: type) -> dict[str, str]:
+    """Read what a docstring says about each argument; empty under ``python -OO``."""
+    found = docstring_parser.parse(kind.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
+    return {item.arg_name: _plain(item.description or "") for item in found.params}
 
 
 def _plain(text: str) -> str:
-    """Without the marks of reStructuredText."""
+    """Return a text without line breaks and the marks of reStructuredText."""
     text = re.sub(r":\w+:`~?([^`]+)`", lambda match: match[1].rpartition(".")[2], text)
-    return text.replace("``", "").replace('"', "")
+    return " ".join(text.replace("``", "").replace('"', "").split())
+
+
+FireFlags = _fire_flags()

@@ -53,7 +53,7 @@ class ModelFile:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the networks by dotted name, in order."""
-        return named_tensors(self.content["policy.pth" if self.format == "sb3" else ""])
+        return tensors_in(self.content["policy.pth" if self.format == "sb3" else ""])
 
     @property
     def optimizers(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class ModelFile:
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def named_tensors(content: Any) -> dict[str, Tensor]:
+def tensors_in(content: Any) -> dict[str, Tensor]:
     """List the tensors in nested mappings and lists by dotted name, in order."""
     return dict(_walk("", content))
 
@@ -112,7 +112,7 @@ def read_model_file(path: str | Path) -> ModelFile:
     elif path.suffix == ".zip":
         raise ValueError(f"`{path}` is no zip file, or a damaged one.")
     content = load_tensors(path.read_bytes(), str(path))
-    if not named_tensors(content):
+    if not tensors_in(content):
         raise ValueError(f"`{path}` holds no tensors by name: expected a state dict.")
     return ModelFile(path, "torch", {"": content})
 
@@ -200,7 +200,7 @@ def _read_sb3(path: Path, archive: zipfile.ZipFile) -> ModelFile:
     for name in archive.namelist():
         if name.endswith(".pth"):
             content[name] = load_tensors(_member(archive, name), f"{path}: {name}")
-    if not named_tensors(content["policy.pth"]):
+    if not tensors_in(content["policy.pth"]):
         raise ValueError(f"`{path}: policy.pth` holds no tensors: expected a state dict.")
     version = None
     if "_stable_baselines3_version" in archive.namelist():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fire_rl.metrics.weights import weight_metrics
+from fire_rl.utils.jsonable import without_nan
 from fire_rl.weights.layers import WeightLayer
 
 # Bounds of the verdicts, on numbers that the table shows. DfI per singular value is the mean of
@@ -55,11 +56,8 @@ class LayerState:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON: None for what is not finite."""
-        values = asdict(self)
-        return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()
-        }
+        values: dict[str, Any] = without_nan(asdict(self))
+        return values
 
 
 # The first rule that holds gives the verdict.

@@ -22,7 +22,6 @@ EXTRAS = (
     "safetensors",
     "sb3_contrib",
     "yaml",
-    "tyro",
     "tensorboard",
     "rich",
     "tqdm",
