@@ -22,6 +22,8 @@ from fire_rl.interventions import (
 )
 from fire_rl.interventions.on_modules import fire_, intervene_
 from fire_rl.metrics import (
+    METRICS,
+    Metric,
     approximate_rank,
     dormant_ratio,
     effective_rank,
@@ -50,6 +52,7 @@ __version__ = VERSION
 __all__ = [
     "FIRE",
     "INTERVENTIONS",
+    "METRICS",
     "Anatomy",
     "At",
     "AtFractions",
@@ -60,6 +63,7 @@ __all__ = [
     "InterventionCallback",
     "InterventionReport",
     "LayerChange",
+    "Metric",
     "Never",
     "NoIntervention",
     "OptimizerReset",

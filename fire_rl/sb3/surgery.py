@@ -21,6 +21,7 @@ from torch import Tensor
 from fire_rl.interventions import make_intervention
 from fire_rl.interventions.base import Context, Intervention, Update, check_finite, write
 from fire_rl.interventions.report import InterventionReport, describe_changes
+from fire_rl.metrics.registry import METRICS
 from fire_rl.metrics.unit_readers import Connection
 from fire_rl.sb3.aids import HeadRefit, Plans, as_head_refit, check_head_refit, with_head_refit
 from fire_rl.sb3.measurement import (
@@ -45,9 +46,6 @@ from fire_rl.sb3.probe import Probe, ProbeSource
 from fire_rl.sb3.side_effects import settle
 from fire_rl.utils.rng import isolated_rng
 from fire_rl.weights.layers import first_non_finite
-
-# What a report compares before and after, besides the policy's answers.
-_REPORTED = ("dormant_ratio", "effective_rank")
 
 
 def apply_intervention(
@@ -252,5 +250,10 @@ def _summary(groups: Sequence[NetworkGroup], observed: Observed | None) -> dict[
     found = {}
     for group in groups:
         pooled = activation_metrics(group, observed.activations, per_layer=False).pooled
-        found[group.role] = {name: pooled[name] for name in _REPORTED if name in pooled}
+        # What a report compares before and after, besides the policy's answers.
+        found[group.role] = {
+            name: pooled[metric.log_key]
+            for name, metric in METRICS.items()
+            if metric.event_key is not None and metric.log_key in pooled
+        }
     return found
