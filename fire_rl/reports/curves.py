@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fire_rl.interventions import CONTROL
 from fire_rl.metrics.registry import Shown
 from fire_rl.reports import measures
 from fire_rl.reports.contents import TASK_COLUMNS, task_estimates
@@ -194,7 +195,7 @@ def _mark_events(
                 int(event["num_timesteps"])
                 for run in experiment.of(arm)
                 for event in run.events
-                if event["num_timesteps"] <= experiment.end and event.get("intervention") != "none"
+                if event["num_timesteps"] <= experiment.end and event.get("intervention") != CONTROL
             }
         )
         if steps:

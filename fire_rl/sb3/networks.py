@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fire_rl.interventions.base import Network, named_tensors
 from fire_rl.sb3.anatomy import Anatomy, known_anatomy
-from fire_rl.sb3.contrib_anatomies import contrib_anatomy, why_refused
+from fire_rl.sb3.contrib_anatomies import contrib_anatomy, known_algorithms, why_refused
 from fire_rl.utils.rng import isolated_rng
 from fire_rl.utils.validation import nearest
 from fire_rl.weights.layers import plain_name, weight_layers, weight_layers_of
@@ -77,12 +77,9 @@ def anatomy_of(model: BaseAlgorithm) -> Anatomy:
                         f"is not built like that of {kind.__name__}. {_HOW_TO_REGISTER}"
                     )
         return anatomy
-    known = (
-        "DQN, PPO, A2C, SAC, TD3, DDPG, QR-DQN, TQC, CrossQ, TRPO, RecurrentPPO, MaskablePPO and "
-        "their subclasses"
-    )
     raise ValueError(
-        f"`model` is a {name}, whose networks are not known; known are {known}. {_HOW_TO_REGISTER}"
+        f"`model` is a {name}, whose networks are not known; known are "
+        f"{', '.join(known_algorithms())} and their subclasses. {_HOW_TO_REGISTER}"
     )
 
 

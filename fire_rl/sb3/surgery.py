@@ -66,7 +66,8 @@ def apply_intervention(
     (see :class:`~fire_rl.InterventionCallback`).
 
     Args:
-        model: DQN, PPO, A2C, SAC, TD3, DDPG or a subclass.
+        model: Of any algorithm of SB3 or sb3-contrib that trains by gradients, of a subclass, or
+            of one that :func:`~fire_rl.register_anatomy` was told of.
         intervention: For example ``FIRE(strength=0.5)``, ``"fire"`` or a mapping.
         dry_run: Report what would happen and leave the model as it was, to the bit.
         save_before: Folder for a copy of the model as it was, ``before_<name>_<steps>_steps.zip``
@@ -79,7 +80,7 @@ def apply_intervention(
         head_refit: Whether to fit the output layers, in closed form, to what they answered on the
             probe before; see :class:`~fire_rl.sb3.aids.HeadRefit`.
         live: Draws the observations that the networks train on now, for interventions that judge
-            units (ReDo); by default those of ``probe``.
+            units; by default those of ``probe``.
 
     Returns:
         The report.
