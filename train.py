@@ -72,6 +72,7 @@ except ModuleNotFoundError as error:
 
 from fire_rl import InterventionCallback, PlasticityMetricsCallback, RunCheckpointCallback
 from fire_rl.checkpoints.store import CheckpointError, check, checkpoints, latest
+from fire_rl.interventions import CONTROL
 from fire_rl.sb3.loggers import continue_csv
 
 # What a user may get wrong before training begins: a message, no traceback.
@@ -426,7 +427,7 @@ def plasticity_callbacks(
         metrics = PlasticityMetricsCallback(**config.metrics.model_dump(), verbose=int(verbose))
         callbacks.append(metrics)
     # Without any, the control: it keeps the episodes, and what a branch needs of the beginning.
-    given = callback_arguments(config.intervention, config.schedule) or [{"intervention": "none"}]
+    given = callback_arguments(config.intervention, config.schedule) or [{"intervention": CONTROL}]
     for arguments in given:
         callback = InterventionCallback(**arguments, log_dir=folder.path, verbose=1)
         callback.check(model)

@@ -18,12 +18,11 @@ from experiments.config import Checks, RunConfig, parse_config
 from experiments.folder import RunFolder, step_of
 from experiments.interventions import at_step
 from experiments.plain_yaml import ConfigError, read_yaml
-from fire_rl.interventions import INTERVENTIONS
+from fire_rl.interventions import CONTROL, INTERVENTIONS
 from fire_rl.runs.episodes import read_episodes
 from fire_rl.runs.recovery import recovery, recovery_table
 from fire_rl.schedules import Threshold, make_schedule
 
-CONTROL = "none"
 COMPARED = ("gain", "plateau_gain", "dip_below_control", "steps_to_reach_control")
 
 

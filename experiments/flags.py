@@ -10,14 +10,22 @@ from typing import Annotated, Any
 
 import tyro
 
+from agents import ALGORITHMS
 from experiments.config import Checks, RunConfig, parse_config
 from experiments.interventions import entries
 from experiments.plain_yaml import ConfigError, read_yaml, set_value
+from fire_rl.interventions import CONTROL, INTERVENTIONS
 
 
 def _flag(metavar: str, **options: Any) -> Any:
     """Name a flag's value in the help, without tyro's types and defaults of None."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="", **options)
+
+
+_INTERVENTION = (
+    f"What to do to the networks while they train: {', '.join(INTERVENTIONS)}; {CONTROL} is the "
+    "control arm."
+)
 
 
 @dataclass(frozen=True)
@@ -26,8 +34,7 @@ class Args:
 
     config: Annotated[Path | None, _flag("FILE")] = None
     """YAML file that describes the run; configs/ has ready-made ones. Or give --algo and --env."""
-    algo: Annotated[str | None, _flag("NAME")] = None
-    """Algorithm: a2c, ddpg, dqn, ppo, sac or td3."""
+    algo: Annotated[str | None, _flag("NAME", help=f"Algorithm: {', '.join(ALGORITHMS)}.")] = None
     env: Annotated[str | None, _flag("ID")] = None
     """Environment: any gymnasium id, such as ALE/Breakout-v5 or HalfCheetah-v5."""
     seed: Annotated[int | None, _flag("N")] = None
@@ -38,9 +45,7 @@ class Args:
     """Environment steps in all, over all parallel environments; 1e6 is understood."""
     n_envs: Annotated[int | None, _flag("N")] = None
     """Number of parallel environments."""
-    intervention: Annotated[str | None, _flag("NAME")] = None
-    """What to do to the networks while they train: fire, reset, shrink_and_perturb, redo,
-    random_orthogonal, optimizer_reset, entropy_temperature_reset, or none (the control arm)."""
+    intervention: Annotated[str | None, _flag("NAME", help=_INTERVENTION)] = None
     every: Annotated[str | None, _flag("STEPS")] = None
     """Intervene every so many environment steps, during the first 80 percent of the run."""
     at: Annotated[tuple[str, ...], _flag("STEP [STEP ...]")] = ()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fire_rl.interventions import make_intervention, published_schedule
+from fire_rl.interventions import CONTROL, make_intervention, published_schedule
 from fire_rl.schedules import make_schedule
 
 # Keys of an entry that are arguments of fire_rl.InterventionCallback; the others are options of
@@ -26,7 +26,7 @@ def entries(intervention: Any) -> list[Entry]:
 
 def names(intervention: Any) -> str:
     """Return the names of a run's interventions as one word, ``"none"`` without any."""
-    return "+".join(str(entry["name"]) for entry in entries(intervention)) or "none"
+    return "+".join(str(entry["name"]) for entry in entries(intervention)) or CONTROL
 
 
 def callback_arguments(
@@ -89,7 +89,7 @@ def check_arms(arms: Mapping[str, Any]) -> dict[str, Any]:
             if value is None:
                 raise ValueError("there is nothing in it; the control is {name: none}.")
             checked[arm] = check_intervention(value)
-            if arm == "none" and names(value) != "none":
+            if arm == CONTROL and names(value) != CONTROL:
                 raise ValueError("the control arm cannot be another intervention: rename it.")
         except ValueError as error:
             faults += [f"Arm {arm!r}: {line}" for line in str(error).split("\n")]
@@ -134,7 +134,7 @@ def check_schedule(schedule: Any, intervention: Any) -> None:
             "`schedule` is for nothing: every intervention has one of its own. Leave it out."
         )
     for entry in without:
-        if schedule is None and entry["name"] != "none" and published_schedule(entry) is None:
+        if schedule is None and entry["name"] != CONTROL and published_schedule(entry) is None:
             raise ValueError(
                 f"`schedule` is missing: say when {entry['name']!r} acts, for example `schedule: "
                 "{every: 200000}` or --every 200000."

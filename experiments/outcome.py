@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from experiments.flags import Args
 from experiments.folder import RunFolder
 from experiments.plain_yaml import ConfigError
+from fire_rl.interventions import CONTROL
 from fire_rl.sb3.internals import steps_at_start
 
 
@@ -65,7 +66,7 @@ def results(
 
 def _interventions(callbacks: Sequence[Any]) -> int:
     """Count the events that changed something."""
-    acting = [c for c in callbacks if hasattr(c, "reports") and c.intervention.name != "none"]
+    acting = [c for c in callbacks if hasattr(c, "reports") and c.intervention.name != CONTROL]
     return sum(len(callback.reports) for callback in acting)
 
 

@@ -24,6 +24,8 @@ from fire_rl.interventions import (
 )
 from fire_rl.interventions.on_modules import fire_, intervene_
 from fire_rl.metrics import (
+    METRICS,
+    Metric,
     approximate_rank,
     dormant_ratio,
     effective_rank,
@@ -56,6 +58,7 @@ __version__ = VERSION
 __all__ = [
     "FIRE",
     "INTERVENTIONS",
+    "METRICS",
     "Anatomy",
     "At",
     "AtFractions",
@@ -69,6 +72,7 @@ __all__ = [
     "InterventionCallback",
     "InterventionReport",
     "LayerChange",
+    "Metric",
     "Never",
     "NoIntervention",
     "OptimizerReset",

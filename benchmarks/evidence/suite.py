@@ -32,6 +32,7 @@ import numpy as np
 import yaml
 
 from benchmarks.common import RESULTS, ROOT, write_rows
+from fire_rl.interventions import CONTROL
 from fire_rl.runs.episodes import read_episodes
 from fire_rl.runs.readers import read_events, read_scalars, read_tasks
 
@@ -40,7 +41,6 @@ RESULT = "continual"
 METRICS = ("/dormant_ratio", "/effective_rank", "/dfi_per_sv", "/weight_norm")
 BINS = 8  # of each task: the first is "just after the switch", the last two are "the end"
 
-CONTROL = "none"
 # What each arm does at every change of task.
 ARMS: dict[str, dict[str, Any] | None] = {
     "none": None,

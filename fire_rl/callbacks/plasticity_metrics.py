@@ -9,6 +9,7 @@ from typing import Any
 
 from fire_rl.callbacks.base import RolloutCallback
 from fire_rl.callbacks.event_clock import EventClock
+from fire_rl.metrics.registry import METRICS
 from fire_rl.sb3.loggers import custom_scalars_layout, summary_writer
 from fire_rl.sb3.measurement import Measurement, activation_metrics, observe, parameter_metrics
 from fire_rl.sb3.model_view import ModelView
@@ -119,11 +120,12 @@ class PlasticityMetricsCallback(RolloutCallback):
 
     def _warn_about_unhooked(self, unhooked: Sequence[str]) -> None:
         if unhooked:
+            left_out = ", ".join(m.log_key for m in METRICS.values() if m.reads == "units")
             self._warn(
                 "unhooked",
                 f"No activation module follows {', '.join(unhooked)} (an activation called as a "
-                "function, or none): these layers are left out of dormant_ratio, zero_activation "
-                "and saturation_ratio. Use modules such as torch.nn.ReLU() to have them measured.",
+                f"function, or none): these layers are left out of {left_out}. Use modules such as "
+                "torch.nn.ReLU() to have them measured.",
             )
 
     def _warn(self, topic: str, message: str) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from fire_rl.metrics.registry import METRICS
 from fire_rl.sb3.measurement import activation_metrics, observe, parameter_metrics
 from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.networks import NetworkGroup
 from fire_rl.sb3.probe import Probe
-from fire_rl.schedules.threshold import WEIGHT_METRICS, Threshold, ThresholdState
+from fire_rl.schedules.threshold import Threshold, ThresholdState
 from fire_rl.utils.validation import check_choice
 
 
@@ -91,7 +92,7 @@ class ThresholdMonitor:
         view = ModelView(model)
         groups = [group for group in view.groups if wanted in (None, group.role)]
         name = self.threshold.log_name
-        if name in WEIGHT_METRICS:
+        if METRICS[self.threshold.metric].reads == "weights":
             found = {group.role: parameter_metrics(group).pooled for group in groups}
         elif probe is not None:
             activations = observe(view, probe).activations

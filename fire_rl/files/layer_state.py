@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fire_rl.metrics.weights import weight_metrics
+from fire_rl.metrics.weights import LayerWeight, dfi_per_sv
 from fire_rl.utils.jsonable import without_nan
 from fire_rl.weights.layers import WeightLayer
 
@@ -89,8 +89,7 @@ def inspect_layer(layer: WeightLayer, role: str = "", is_head: bool = False) -> 
     matrices = layer.matrices().float()
     rows = layer.weight.detach().float().flatten(1).abs().amax(dim=1)
     finite = bool(torch.isfinite(matrices).all())
-    largest = smallest = rank = math.nan
-    numbers = {"dfi_per_sv": math.nan, "weight_norm": math.nan}
+    largest = smallest = rank = deviation = norm = math.nan
     if finite:
         values = torch.linalg.svdvals(matrices).double()
         largest, smallest = float(values.max()), float(values.min())
@@ -98,19 +97,20 @@ def inspect_layer(layer: WeightLayer, role: str = "", is_head: bool = False) -> 
         shares = values / torch.where(total > 0, total, 1.0)
         entropy = torch.special.entr(shares).sum(dim=-1)
         rank = float(torch.where(total[..., 0] > 0, entropy.exp(), 0.0).mean())
-        numbers = weight_metrics(layer)
+        measured = LayerWeight.measured(layer)
+        deviation, norm = dfi_per_sv([measured]), measured.norm
     state = LayerState(
         name=layer.name,
         role=role,
         kind=layer.kind,
         is_head=is_head,
         shape=tuple(layer.weight.shape),
-        dfi_per_sv=numbers["dfi_per_sv"],
+        dfi_per_sv=deviation,
         largest=largest,
         smallest=smallest,
         effective_rank=rank,
         full_rank=min(matrices.shape[-2:]),
-        norm=numbers["weight_norm"],
+        norm=norm,
         zero_rows=int((rows == 0).sum()),
         verdict="",
     )

@@ -8,12 +8,18 @@ from fire_rl.interventions.on_modules import fire_, intervene_
 from fire_rl.interventions.optimizer_reset import OptimizerReset
 from fire_rl.interventions.random_orthogonal import RandomOrthogonal
 from fire_rl.interventions.redo import ReDo
-from fire_rl.interventions.registry import INTERVENTIONS, make_intervention, published_schedule
+from fire_rl.interventions.registry import (
+    CONTROL,
+    INTERVENTIONS,
+    make_intervention,
+    published_schedule,
+)
 from fire_rl.interventions.report import Changes, InterventionReport, LayerChange
 from fire_rl.interventions.reset import Reset
 from fire_rl.interventions.shrink_and_perturb import ShrinkAndPerturb
 
 __all__ = [
+    "CONTROL",
     "FIRE",
     "INTERVENTIONS",
     "Aftermath",

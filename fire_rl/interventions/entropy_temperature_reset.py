@@ -33,6 +33,7 @@ class EntropyTemperatureReset(Options):
     entropy_temperature: Literal["keep", "reset"] = "reset"
 
     name: ClassVar[str] = "entropy_temperature_reset"
+    only_agents: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,7 +27,6 @@ from fire_rl.weights.layers import old_weight_norm, plain_name
 
 # Of interventions: what a plain module does not have.
 _OF_AGENTS = ("networks", "target", "entropy_temperature", "vecnormalize", "replay_buffer")
-_ONLY_AGENTS = ("redo", "entropy_temperature_reset")
 
 
 def fire_(
@@ -73,7 +72,7 @@ def fire_(
     """
     check_options(FIRE.name, FIRE, options)
     chosen = {} if preset is None else {"preset": preset}
-    fire = make_intervention({"name": "fire", **chosen, **options})
+    fire = make_intervention({"name": FIRE.name, **chosen, **options})
     changes = intervene_(
         module, fire, heads=heads, optimizer=optimizer, initial=initial, fresh=fresh, seed=seed
     )
@@ -94,8 +93,8 @@ def intervene_(
 
     Args:
         module: The module to change.
-        intervention: For example ``FIRE.paper_gpt()``, ``Reset()``, ``"reset"`` or a mapping. ReDo
-            judges units by an agent's observations and is not for plain modules.
+        intervention: For example ``FIRE.paper_gpt()``, ``Reset()``, ``"reset"`` or a mapping. One
+            that needs an agent, to judge units on its observations for example, is refused.
         heads: Names of the output layers; by default the last weight layer.
         optimizer: If given, it forgets moments and step counts as the intervention says.
         initial: The tensors with which the training began, by name, for ``source="initial"``: a
@@ -114,9 +113,9 @@ def intervene_(
 
     Example:
         >>> module = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
-        >>> changes = intervene_(module, {"name": "shrink_and_perturb", "keep": 0.8})
-        >>> changes.layers[0].action
-        'shrink_and_perturb'
+        >>> changes = intervene_(module, {"name": "reset", "layers": "heads"})
+        >>> [change.action for change in changes.layers]
+        ['keep', 'reset']
     """
     intervention = make_intervention(intervention)
     _check_plain(intervention)
@@ -140,7 +139,7 @@ def intervene_(
 
 def _check_plain(intervention: Intervention) -> None:
     """Raise ValueError for what only agents have."""
-    if intervention.name in _ONLY_AGENTS:
+    if getattr(intervention, "only_agents", False):
         raise ValueError(
             f"`{intervention.name}` concerns agents, and a plain module is none. Use "
             "`apply_intervention(model, ...)` on an SB3 model."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from fire_rl.interventions.base import Aftermath, Network, check_patterns, select_layers
 from fire_rl.utils.validation import as_names, check_choice
@@ -22,6 +22,11 @@ class Options:
 
     Raises:
         ValueError: If an option is no known choice.
+
+    Attributes:
+        only_agents: Whether it needs an agent, so that it is not for plain modules.
+        refuses_head_refit: Why fitting the heads would undo it, after "whose"; None if it would
+            not.
     """
 
     networks: tuple[str, ...] | None = None
@@ -30,6 +35,9 @@ class Options:
     entropy_temperature: Literal["keep", "reset"] = "keep"
     vecnormalize: Literal["keep", "reset"] = "keep"
     replay_buffer: Literal["keep", "clear"] = "keep"
+
+    only_agents: ClassVar[bool] = False
+    refuses_head_refit: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         if self.networks is not None:

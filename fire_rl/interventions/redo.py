@@ -69,6 +69,8 @@ class ReDo(LayerOptions):
     target: Literal["copy", "keep", "same"] = field(default="keep", kw_only=True)
 
     name: ClassVar[str] = "redo"
+    only_agents: ClassVar[bool] = True
+    refuses_head_refit: ClassVar[str | None] = "recycled units have outgoing weights of 0"
     # In environment steps; see `paper`.
     schedules: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"every": 1_000}}
 

@@ -26,6 +26,8 @@ INTERVENTIONS: Mapping[str, type[Any]] = {
     "reset": Reset,
     "shrink_and_perturb": ShrinkAndPerturb,
 }
+# The arm of an experiment that others are compared with; the name of doing nothing everywhere.
+CONTROL = NoIntervention.name
 
 
 def make_intervention(spec: Intervention | str | Mapping[str, Any] | None) -> Intervention:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fire_rl.interventions.base import Network, Update
+from fire_rl.metrics.registry import METRICS
 from fire_rl.weights.layers import OTHER_WEIGHTS, WeightLayer
 from fire_rl.weights.orthogonal import (
     deviation_from_isometry,
@@ -18,11 +19,7 @@ from fire_rl.weights.orthogonal import (
 )
 
 # SB3's stdout table raises where two keys share their first 36 characters.
-_SHORT = {
-    "dormant_ratio": "dormant",
-    "effective_rank": "erank",
-    "action_difference": "action_diff",
-}
+_SHORT = {"action_difference": "action_diff"}
 # Of a layer's singular values: enough for a picture, small enough for a log of many events.
 _SPECTRUM_POINTS = 17
 
@@ -182,7 +179,8 @@ class InterventionReport:
         num_timesteps: Environment steps of the model at that moment.
         dry_run: Whether the model was left as it was.
         networks: Role to the changes of its network; roles not acted on are missing.
-        before: Role to ``dormant_ratio`` and ``effective_rank`` on the probe just before.
+        before: Role to metric to its value on the probe just before: those of
+            :data:`fire_rl.METRICS` that have an ``event_key``.
         after: The same just after.
         policy_change: See :func:`fire_rl.sb3.measurement.policy_change`.
         probe_observations: Number of observations that the last three rest on.
@@ -241,7 +239,7 @@ class InterventionReport:
                 total = sum(getattr(layer, f"dfi_{when}") for layer in changes.layers)
                 found[f"{prefix}/dfi_{when}"] = total / singular_values
                 for name, value in getattr(self, when).get(role, {}).items():
-                    found[f"{prefix}/{_SHORT[name]}_{when}"] = value
+                    found[f"{prefix}/{METRICS[name].event_key}_{when}"] = value
         for name, value in self.policy_change.items():
             role = "critic" if name == "value_shift" or "actor" not in self.before else "actor"
             found[f"intervention/{role}/{_SHORT.get(name, name)}"] = value
@@ -258,10 +256,11 @@ class InterventionReport:
             text += f" ({frozen} frozen)" if frozen else ""
             if f"intervention/{role}/recycled_units" in numbers:
                 text += f", {numbers[f'intervention/{role}/recycled_units']:g} units recycled"
-            for name, label in (("dfi", "DfI/sv"), ("dormant", "dormant"), ("erank", "erank")):
+            for name in ("dfi", *(metric.event_key for metric in METRICS.values())):
                 before = numbers.get(f"intervention/{role}/{name}_before")
                 after = numbers.get(f"intervention/{role}/{name}_after")
                 if before is not None and after is not None:
+                    label = "DfI/sv" if name == "dfi" else name
                     text += f", {label} {before:.3g} → {after:.3g}"
             parts.append(text)
         parts += [f"{name} {value:.3g}" for name, value in self.policy_change.items()]

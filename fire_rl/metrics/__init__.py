@@ -12,8 +12,11 @@ from fire_rl.metrics.features import (
     stable_rank,
     zero_activation_ratio,
 )
+from fire_rl.metrics.registry import METRICS, Metric
 
 __all__ = [
+    "METRICS",
+    "Metric",
     "approximate_rank",
     "dormant_mask",
     "dormant_ratio",

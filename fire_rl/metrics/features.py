@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +19,60 @@ from torch import Tensor
 from fire_rl.utils.validation import check_positive
 
 Activations = Tensor | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What the units of some layers did on a probe, for all metrics that read units.
+
+    Attributes:
+        parts: Layer name to its post-activation outputs, ``(N, D)`` or ``(N, C, *spatial)``, from a
+            pass in several parts.
+        kinds: Layer name to the class name of its activation, such as ``"Tanh"``.
+        means: Layer name to the mean absolute activation of each of its units, ``(1, units)``:
+            all that ratios of dormant units need.
+    """
+
+    parts: Mapping[str, Sequence[Tensor]]
+    kinds: Mapping[str, str]
+    means: Mapping[str, Tensor]
+
+    @classmethod
+    def observed(cls, parts: Mapping[str, Sequence[Tensor]], kinds: Mapping[str, str]) -> Units:
+        """Reduce the outputs to the means: large maps are read once for all metrics."""
+        return cls(parts, kinds, {name: _mean_absolute(maps) for name, maps in parts.items()})
+
+    def of_layer(self, name: str) -> Units:
+        """Return one layer's units."""
+        return Units({name: self.parts[name]}, self.kinds, {name: self.means[name]})
+
+    def of_kind(self, kind: str) -> dict[str, Tensor]:
+        """Return the whole outputs of the layers with an activation of this class."""
+        return {n: torch.cat(list(p)) for n, p in self.parts.items() if self.kinds[n] == kind}
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The features of one layer, for all metrics that read features.
+
+    Attributes:
+        matrix: ``(N, D)``: N observations, D dimensions.
+    """
+
+    matrix: Tensor
+
+    @cached_property
+    def singular_values(self) -> Tensor | None:
+        """In float64, the largest first; computed once.
+
+        None where no rank is known: fewer observations than dimensions, or a value that is not
+        finite.
+        """
+        matrix = _matrix("features", self.matrix)
+        if matrix.shape[0] < matrix.shape[1] or not bool(torch.isfinite(matrix).all()):
+            return None
+        values: Tensor = torch.linalg.svdvals(matrix)
+        return values.double()
 
 
 def dormant_ratio(activations: Activations, tau: float = 0.025) -> float:
@@ -81,7 +137,7 @@ def saturation_ratio(activations: Activations, threshold: float = 0.99) -> float
     return _mean_over_units([_mean_over_samples(layer) for layer in saturated])
 
 
-def effective_rank(features: Tensor) -> float:
+def effective_rank(features: Tensor | Features) -> float:
     """Return the exponential of the entropy of the normalised singular values.
 
     ``exp(-Σ p_i ln p_i)``, ``p = σ / Σσ`` (Roy & Vetterli 2007). Like all four ranks here it is
@@ -89,15 +145,16 @@ def effective_rank(features: Tensor) -> float:
     features, and 0 for features that are zero throughout.
 
     Args:
-        features: ``(N, D)`` with ``N ≥ D``.
+        features: ``(N, D)`` with ``N ≥ D``; or :class:`Features`, whose singular values several
+            ranks share, without the warning.
 
     Raises:
         ValueError: If the shape is wrong.
     """
-    return feature_ranks(features)["effective_rank"]
+    return _rank(features, lambda values: float(torch.special.entr(_shares(values)).sum().exp()))
 
 
-def srank(features: Tensor, delta: float = 0.01) -> float:
+def srank(features: Tensor | Features, delta: float = 0.01) -> float:
     """Return the smallest k whose singular values hold a share ``1 - delta`` of their sum.
 
     (Kumar et al. 2021, "Implicit Under-Parameterization".)
@@ -106,10 +163,11 @@ def srank(features: Tensor, delta: float = 0.01) -> float:
         features: ``(N, D)``, see :func:`effective_rank`.
         delta: In (0, 1).
     """
-    return feature_ranks(features, delta=delta)["srank"]
+    _check_delta(delta)
+    return _rank(features, lambda values: _count_until(_shares(values), 1 - delta))
 
 
-def approximate_rank(features: Tensor, delta: float = 0.01) -> float:
+def approximate_rank(features: Tensor | Features, delta: float = 0.01) -> float:
     """Return the smallest k whose squared singular values hold ``1 - delta`` of their sum.
 
     Without centring, as in "No Representation, No Trust" (Yang et al. 2020).
@@ -118,10 +176,11 @@ def approximate_rank(features: Tensor, delta: float = 0.01) -> float:
         features: ``(N, D)``, see :func:`effective_rank`.
         delta: In (0, 1).
     """
-    return feature_ranks(features, delta=delta)["approximate_rank"]
+    _check_delta(delta)
+    return _rank(features, lambda values: _count_until(_shares(values.square()), 1 - delta))
 
 
-def feature_rank(features: Tensor, epsilon: float = 0.01) -> float:
+def feature_rank(features: Tensor | Features, epsilon: float = 0.01) -> float:
     """Return the number of singular values of ``features / √N`` above ``epsilon``.
 
     (Lyle et al. 2022, "Understanding and Preventing Capacity Loss".)
@@ -130,41 +189,9 @@ def feature_rank(features: Tensor, epsilon: float = 0.01) -> float:
         features: ``(N, D)``, see :func:`effective_rank`.
         epsilon: Above 0.
     """
-    return feature_ranks(features, epsilon=epsilon)["feature_rank"]
-
-
-@torch.no_grad()
-def feature_ranks(
-    features: Tensor, *, delta: float = 0.01, epsilon: float = 0.01
-) -> dict[str, float]:
-    """Return all four ranks from one singular value decomposition, by their functions' names."""
-    if not 0 < delta < 1:
-        raise ValueError(f"`delta` must lie between 0 and 1, got {delta!r}.")
     epsilon = check_positive("epsilon", epsilon)
-    features = _matrix("features", features)
-    samples, dimensions = features.shape
-    names = ("effective_rank", "srank", "approximate_rank", "feature_rank")
-    if samples < dimensions:
-        warnings.warn(
-            f"A rank needs at least as many observations as feature dimensions, got {samples} of "
-            f"{dimensions}: it is NaN.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return dict.fromkeys(names, math.nan)
-    if not bool(torch.isfinite(features).all()):
-        return dict.fromkeys(names, math.nan)
-    values = torch.linalg.svdvals(features).double()
-    if float(values[0]) == 0.0:
-        return dict.fromkeys(names, 0.0)
-    shares = values / values.sum()
-    energy = values.square() / values.square().sum()
-    return {
-        "effective_rank": float(torch.special.entr(shares).sum().exp()),
-        "srank": _count_until(shares, 1 - delta),
-        "approximate_rank": _count_until(energy, 1 - delta),
-        "feature_rank": float((values / math.sqrt(samples) > epsilon).sum()),
-    }
+    matrix = features.matrix if isinstance(features, Features) else features
+    return _rank(features, lambda values: float((values / math.sqrt(len(matrix)) > epsilon).sum()))
 
 
 @torch.no_grad()
@@ -182,13 +209,50 @@ def stable_rank(matrix: Tensor) -> float:
 
 
 @torch.no_grad()
-def feature_norm(features: Tensor) -> float:
+def feature_norm(features: Tensor | Features) -> float:
     """Return the mean Euclidean norm of the features of an observation.
 
     Args:
         features: ``(N, D)``.
     """
-    return float(torch.linalg.vector_norm(_matrix("features", features), dim=1).mean())
+    matrix = features.matrix if isinstance(features, Features) else features
+    return float(torch.linalg.vector_norm(_matrix("features", matrix), dim=1).mean())
+
+
+def _rank(features: Tensor | Features, of: Callable[[Tensor], float]) -> float:
+    """Compute a rank from singular values, see :func:`effective_rank` for where there are none."""
+    if not isinstance(features, Features):
+        samples, dimensions = _matrix("features", features).shape
+        if samples < dimensions:
+            warnings.warn(
+                f"A rank needs at least as many observations as feature dimensions, got {samples} "
+                f"of {dimensions}: it is NaN.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        features = Features(features)
+    values = features.singular_values
+    if values is None:
+        return math.nan
+    return of(values) if float(values[0]) != 0.0 else 0.0
+
+
+def _shares(values: Tensor) -> Tensor:
+    return values / values.sum()
+
+
+def _check_delta(delta: float) -> None:
+    if not 0 < delta < 1:
+        raise ValueError(f"`delta` must lie between 0 and 1, got {delta!r}.")
+
+
+def _mean_absolute(parts: Sequence[Tensor]) -> Tensor:
+    """Reduce ``(N, units, *spatial)``, in parts, to mean absolute activations, ``(1, units)``."""
+    sums = [
+        len(units) * units.abs().mean(dim=[axis for axis in range(units.ndim) if axis != 1])
+        for units in parts
+    ]
+    return (torch.stack(sums).sum(0) / sum(map(len, parts)))[None]
 
 
 def _layers(activations: Activations) -> list[Tensor]:

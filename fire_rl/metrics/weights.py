@@ -2,60 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from fire_rl.weights.layers import WeightLayer
 
 
-@torch.no_grad()
-def weight_metrics(layer: WeightLayer) -> dict[str, float]:
-    """Measure the weight of one layer.
+@dataclass(frozen=True, eq=False)
+class LayerWeight:
+    """The weight of one layer, measured once for all metrics that read weights.
+
+    Attributes:
+        layer: See :func:`fire_rl.weights.layers.weight_layers`.
+        dfi: Deviation from isometry of ``W / s`` at FIRE's published scale s, summed over the
+            layer's matrices: ``‖(W/s)ᵀ(W/s) - I‖_F²`` (FIRE, arXiv 2602.08040, section 3).
+        norm: Frobenius norm.
+        spectral_norm: Largest singular value of any of the layer's matrices.
+    """
+
+    layer: WeightLayer
+    dfi: float
+    norm: float
+    spectral_norm: float
+
+    @classmethod
+    @torch.no_grad()
+    def measured(cls, layer: WeightLayer) -> LayerWeight:
+        """Measure the weight of a layer."""
+        matrices = layer.matrices().float()
+        if matrices.shape[-1] > matrices.shape[-2]:
+            matrices = matrices.mT
+        gram = matrices.mT @ matrices
+        identity = torch.eye(gram.shape[-1], device=gram.device)
+        finite = bool(torch.isfinite(gram).all())
+        largest = torch.linalg.eigvalsh(gram)[..., -1].max() if finite else gram.sum()
+        return cls(
+            layer=layer,
+            dfi=float((gram / layer.scale**2 - identity).square().sum()),
+            norm=float(torch.linalg.vector_norm(matrices)),
+            spectral_norm=float(largest.clamp(min=0).sqrt()),
+        )
+
+
+def dfi(weights: Sequence[LayerWeight]) -> float:
+    """Return the deviation from isometry at FIRE's published scale, summed over the layers.
 
     Args:
-        layer: See :func:`fire_rl.weights.layers.weight_layers`.
-
-    Returns:
-        ``dfi``: deviation from isometry of ``W / s`` at FIRE's published scale, summed over the
-        layer's matrices (FIRE, arXiv 2602.08040, section 3); ``dfi_per_sv``: the same divided by
-        the number of singular values, so that layers compare; ``weight_norm``: Frobenius norm;
-        ``spectral_norm``: largest singular value of any of the layer's matrices.
+        weights: One layer's weight, or those of a network; at least one.
     """
-    matrices = layer.matrices().float()
-    if matrices.shape[-1] > matrices.shape[-2]:
-        matrices = matrices.mT
-    gram = matrices.mT @ matrices
-    identity = torch.eye(gram.shape[-1], device=gram.device)
-    dfi = float((gram / layer.scale**2 - identity).square().sum())
-    largest = torch.linalg.eigvalsh(gram)[..., -1].max() if _finite(gram) else gram.sum()
-    return {
-        "dfi": dfi,
-        "dfi_per_sv": dfi / layer.num_singular_values,
-        "weight_norm": float(torch.linalg.vector_norm(matrices)),
-        "spectral_norm": float(largest.clamp(min=0).sqrt()),
-    }
+    return sum(weight.dfi for weight in weights)
 
 
-def pool_weight_metrics(
-    layers: Iterable[tuple[WeightLayer, dict[str, float]]],
-) -> dict[str, float]:
-    """Combine the metrics of several layers into those of a network.
+def dfi_per_sv(weights: Sequence[LayerWeight]) -> float:
+    """Return :func:`dfi` divided by the number of singular values, so that layers compare.
 
-    DfI adds up (per singular value: over all of them), the norm is that of all weights together,
-    the spectral norm is the largest.
+    Args:
+        weights: As in :func:`dfi`.
     """
-    pairs = list(layers)
-    if not pairs:
-        return {}
-    dfi = sum(metrics["dfi"] for _, metrics in pairs)
-    return {
-        "dfi": dfi,
-        "dfi_per_sv": dfi / sum(layer.num_singular_values for layer, _ in pairs),
-        "weight_norm": sum(metrics["weight_norm"] ** 2 for _, metrics in pairs) ** 0.5,
-        "spectral_norm": max(metrics["spectral_norm"] for _, metrics in pairs),
-    }
+    return dfi(weights) / sum(weight.layer.num_singular_values for weight in weights)
 
 
-def _finite(tensor: torch.Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
+def weight_norm(weights: Sequence[LayerWeight]) -> float:
+    """Return the Frobenius norm of all weights together.
+
+    Args:
+        weights: As in :func:`dfi`.
+    """
+    norm: float = sum(weight.norm**2 for weight in weights) ** 0.5
+    return norm
+
+
+def spectral_norm(weights: Sequence[LayerWeight]) -> float:
+    """Return the largest singular value of any matrix.
+
+    Args:
+        weights: As in :func:`dfi`.
+    """
+    return max(weight.spectral_norm for weight in weights)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from fire_rl.interventions import CONTROL
 from fire_rl.reports import measures
 from fire_rl.reports.experiment import Experiment
 from fire_rl.reports.measures import METRICS, Estimate, estimate
@@ -273,7 +274,7 @@ def _methods(runs: Sequence[Run]) -> str:
         told[-1] += f", schedule: {_short(schedule)}"
     if not told:
         told = sorted({str(event.get("intervention")) for run in runs for event in run.events})
-    return "; ".join(told) or "none"
+    return "; ".join(told) or CONTROL
 
 
 def _short(value: Any) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fire_rl.interventions import CONTROL
+from fire_rl.metrics.registry import Shown
 from fire_rl.reports import measures
 from fire_rl.reports.contents import TASK_COLUMNS, task_estimates
 from fire_rl.reports.drawing import (
@@ -21,11 +23,11 @@ from fire_rl.reports.drawing import (
     thousands,
 )
 from fire_rl.reports.experiment import Experiment
-from fire_rl.reports.measures import METRICS, Curve, Estimate
+from fire_rl.reports.measures import Curve, Estimate
 from fire_rl.reports.tables import Table
 
 # Of the metrics, for which there is room under the return.
-_SHOWN = ("dormant_ratio", "effective_rank", "dfi_per_sv", "weight_norm")
+_SHOWN = Shown("curves")
 _MARKS = 60  # more events than this are drawn as fine strokes
 
 
@@ -86,7 +88,7 @@ def draw_curves(experiment: Experiment) -> list[Picture]:
             }
             known = {arm: curve for arm, curve in curves.items() if curve is not None}
             if known:
-                rows[METRICS[metric]] = known
+                rows[_SHOWN[metric]] = known
         for number, arms in enumerate(parts, start=1):
             tail = [role] if role else []
             tail += [str(number)] if len(parts) > 1 else []
@@ -193,7 +195,7 @@ def _mark_events(
                 int(event["num_timesteps"])
                 for run in experiment.of(arm)
                 for event in run.events
-                if event["num_timesteps"] <= experiment.end and event.get("intervention") != "none"
+                if event["num_timesteps"] <= experiment.end and event.get("intervention") != CONTROL
             }
         )
         if steps:

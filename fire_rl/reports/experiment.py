@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fire_rl.interventions import CONTROL
 from fire_rl.reports.checks import (
     TOLERANCE,
     Shower,
@@ -22,7 +23,6 @@ from fire_rl.reports.runs import Run
 from fire_rl.reports.targets import atari_game, atari_scores, reward_threshold
 from fire_rl.utils.validation import check_choice
 
-CONTROL = "none"
 # How often the 95 % interval of the IQM of so many runs holds the truth, in percent: measured with
 # 2,000 samples of normally distributed scores.
 _COVERAGE = {2: 51, 3: 73, 4: 87}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fire_rl.metrics.registry import Shown
 from fire_rl.reports.experiment import Experiment
 from fire_rl.reports.runs import Run
 from fire_rl.reports.statistics import bootstrap_band, bootstrap_interval, iqm
@@ -22,13 +23,7 @@ Array = NDArray[np.float64]
 BINS = 100
 # Divisible by 8 for the first eighth of a task, by 4 for its last quarter.
 TASK_BINS = 24
-METRICS = {
-    "dormant_ratio": "dormant ratio",
-    "effective_rank": "effective rank",
-    "dfi_per_sv": "DfI per singular value",
-    "weight_norm": "weight norm",
-    "feature_norm": "feature norm",
-}
+METRICS = Shown("table")
 
 
 @dataclass(frozen=True)

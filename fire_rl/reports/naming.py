@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from fire_rl.interventions import CONTROL
+
 _SEED = re.compile(r"(?:s|seed|run)[_-]?(\d+)", re.IGNORECASE)  # s0, seed_0
 _NUMBERED = re.compile(r"(.+?)[_-](?:s|seed|run)?(\d+)", re.IGNORECASE)  # PPO_1, fire_s0
 TRUNK = "trunk"
@@ -83,7 +85,7 @@ def _by_config(config: Mapping[str, Any]) -> tuple[str, int]:
         given = config.get("intervention") or []
         entries = given if isinstance(given, list) else [given]
         names = [str(e.get("name")) if isinstance(e, Mapping) else str(e) for e in entries]
-        arm = "+".join(names) or "none"
+        arm = "+".join(names) or CONTROL
     seed = config.get("seed", 0)
     return arm, seed if isinstance(seed, int) else 0
 

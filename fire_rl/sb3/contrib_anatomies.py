@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import stable_baselines3
 from stable_baselines3 import SAC
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor, nn
@@ -24,6 +25,17 @@ _PACKAGE = "sb3_contrib"
 def contrib_anatomy(kind: type) -> Anatomy | None:
     """Return the anatomy of exactly this class, if it is one of sb3-contrib's."""
     return _CONTRIB.get(kind.__name__) if _is_contrib(kind) else None
+
+
+def known_algorithms() -> list[str]:
+    """Return the names of SB3's and sb3-contrib's algorithms whose networks are known."""
+    own = [
+        name
+        for kind in ANATOMIES
+        for name, item in vars(stable_baselines3).items()
+        if isinstance(item, type) and issubclass(item, kind)
+    ]
+    return [*own, *_CONTRIB]
 
 
 def why_refused(kind: type) -> str | None:

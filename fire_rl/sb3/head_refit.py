@@ -88,10 +88,10 @@ def check_head_refit(
             "`head_refit` fits the online heads only, and `target='same'` would leave the target's "
             "unfitted: use target='copy' or 'keep'."
         )
-    if intervention.name == "redo":
+    reason = getattr(intervention, "refuses_head_refit", None)
+    if reason is not None:
         raise ValueError(
-            "`head_refit` would undo `redo`, whose recycled units have outgoing weights of 0: "
-            "leave it out."
+            f"`head_refit` would undo `{intervention.name}`, whose {reason}: leave it out."
         )
     heads = {name: group.role for group in groups for name in group.online.heads}
     if not heads:

@@ -10,6 +10,7 @@ from typing import Any
 
 from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
 
+from fire_rl.metrics.registry import Shown
 from fire_rl.sb3.internals import event_file
 from fire_rl.utils.jsonable import without_nan
 
@@ -45,18 +46,16 @@ def custom_scalars_layout(roles: Sequence[str]) -> dict[str, dict[str, list[Any]
     Args:
         roles: Of the model's networks, such as ``["actor", "critic"]``.
     """
-    return {
-        role: {
-            "return": ["Multiline", ["rollout/ep_rew_mean", "eval/mean_reward"]],
-            "dormant ratio": ["Multiline", [f"plasticity/{role}/dormant_ratio$"]],
-            "effective rank": ["Multiline", [f"plasticity/{role}/effective_rank$"]],
-            "deviation from isometry per singular value": [
-                "Multiline",
-                [f"plasticity/{role}/dfi_per_sv$", f"intervention/{role}/dfi_after$"],
-            ],
-        }
-        for role in roles
-    }
+    layout: dict[str, dict[str, list[Any]]] = {}
+    for role in roles:
+        charts = {"return": ["rollout/ep_rew_mean", "eval/mean_reward"]}
+        for key, title in Shown("tensorboard").items():
+            # Beside the deviation from isometry stands what each event made of it.
+            after = [f"intervention/{role}/dfi_after$"] if key == "dfi_per_sv" else []
+            name = title.replace("DfI", "deviation from isometry")
+            charts[name] = [f"plasticity/{role}/{key}$", *after]
+        layout[role] = {name: ["Multiline", tags] for name, tags in charts.items()}
+    return layout
 
 
 def log_sizes(logger: Logger) -> dict[str, int]:

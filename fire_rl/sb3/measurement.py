@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +11,10 @@ from stable_baselines3.common.distributions import kl_divergence
 from torch import Tensor
 
 from fire_rl.metrics.activations import Activations, capture_activations
-from fire_rl.metrics.features import (
-    dormant_ratio,
-    feature_norm,
-    feature_ranks,
-    saturation_ratio,
-    zero_activation_ratio,
-)
+from fire_rl.metrics.features import Features, Units
+from fire_rl.metrics.registry import measure
 from fire_rl.metrics.unit_readers import Connection, trace_connections
-from fire_rl.metrics.weights import pool_weight_metrics, weight_metrics
+from fire_rl.metrics.weights import LayerWeight
 from fire_rl.sb3.anatomy import PolicyOutputs
 from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.networks import NetworkGroup
@@ -37,8 +31,8 @@ class Measurement:
     """Metrics of one network.
 
     Attributes:
-        pooled: Metric name to value, over the whole network. Dormant, zero-activation and
-            saturation ratios are pooled over units; ranks and the feature norm are those of the
+        pooled: Log key of a metric (see :data:`fire_rl.METRICS`) to its value over the whole
+            network. What reads units is pooled over them; what reads features is that of the
             penultimate layer, averaged over several heads' inputs.
         layers: The same by layer name.
     """
@@ -90,23 +84,23 @@ def activation_metrics(
         for layer in group.online.layers
         if layer.name in activations.parts
     }
-    # Large maps are read once: the ratios depend on each unit's mean absolute activation only.
-    means = {name: _mean_absolute(maps) for name, maps in parts.items()}
+    units = Units.observed(parts, activations.kinds)
     measured: dict[tuple[int, ...], Metrics] = {}  # penultimate features may be a layer's output
 
     def features(maps: Parts) -> Metrics:
         key = _identity(maps)
         if key not in measured:
-            measured[key] = _feature_metrics(torch.cat(list(maps)))
+            measured[key] = measure("features", Features(torch.cat(list(maps))))
         return measured[key]
 
-    pooled = _unit_metrics(means, parts, activations) if parts else {}
+    pooled = measure("units", units) if parts else {}
     ranks = [features(maps) for maps in _penultimate(group, activations)]
-    for name in ranks[0] if ranks else ():
-        pooled[name] = sum(rank[name] for rank in ranks) / len(ranks)
+    for name in dict.fromkeys(name for rank in ranks for name in rank):
+        known = [rank[name] for rank in ranks if name in rank]
+        pooled[name] = sum(known) / len(known)
     layers: dict[str, Metrics] = {}
     for name, maps in parts.items() if per_layer else ():
-        layers[name] = _unit_metrics({name: means[name]}, {name: maps}, activations)
+        layers[name] = measure("units", units.of_layer(name))
         if maps[0].ndim == 2:
             layers[name] |= features(maps)
     return Measurement(pooled, layers)
@@ -114,9 +108,10 @@ def activation_metrics(
 
 def parameter_metrics(group: NetworkGroup) -> Measurement:
     """Measure one network's weights."""
-    pairs = [(layer, weight_metrics(layer)) for layer in group.online.layers]
+    weights = [LayerWeight.measured(layer) for layer in group.online.layers]
     return Measurement(
-        pool_weight_metrics(pairs), {layer.name: metrics for layer, metrics in pairs}
+        measure("weights", weights) if weights else {},
+        {weight.layer.name: measure("weights", [weight]) for weight in weights},
     )
 
 
@@ -176,39 +171,6 @@ def probe_size(groups: Iterable[NetworkGroup]) -> int:
         for size in (layer.weight.shape[1 if layer.is_head else 0],)
     ]
     return max(MIN_PROBE_SIZE, 2 * max(widths, default=0))
-
-
-def _mean_absolute(parts: Parts) -> Tensor:
-    """Reduce ``(N, units, *spatial)``, in parts, to mean absolute activations, ``(1, units)``."""
-    sums = [
-        len(units) * units.abs().mean(dim=[axis for axis in range(units.ndim) if axis != 1])
-        for units in parts
-    ]
-    return (torch.stack(sums).sum(0) / sum(map(len, parts)))[None]
-
-
-def _unit_metrics(
-    means: Mapping[str, Tensor], parts: Mapping[str, Parts], activations: Activations
-) -> Metrics:
-    metrics = {
-        "dormant_ratio": dormant_ratio(means, tau=0.025),
-        "dormant_ratio_0.1": dormant_ratio(means, tau=0.1),
-        "zero_activation": zero_activation_ratio(means),
-    }
-    tanh = [name for name in parts if activations.kinds[name] == "Tanh"]
-    if tanh:
-        found = {name: activations.post[name] for name in tanh}
-        metrics["saturation_ratio"] = saturation_ratio(found)
-    return metrics
-
-
-def _feature_metrics(features: Tensor) -> Metrics:
-    if len(features) < features.shape[1]:
-        ranks = {"effective_rank": math.nan, "srank": math.nan}
-    else:
-        found = feature_ranks(features)
-        ranks = {"effective_rank": found["effective_rank"], "srank": found["srank"]}
-    return {**ranks, "feature_norm": feature_norm(features)}
 
 
 def _penultimate(group: NetworkGroup, activations: Activations) -> list[Parts]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fire_rl.interventions.base import Network
 from fire_rl.sb3.anatomy import Anatomy, known_anatomy
-from fire_rl.sb3.contrib_anatomies import contrib_anatomy, why_refused
+from fire_rl.sb3.contrib_anatomies import contrib_anatomy, known_algorithms, why_refused
 from fire_rl.utils.paths import attribute_at
 from fire_rl.utils.torch_internals import uncompiled
 from fire_rl.weights.layers import plain_name, weight_layers
@@ -72,12 +72,9 @@ def anatomy_of(model: BaseAlgorithm) -> Anatomy:
                         f"is not built like that of {kind.__name__}. {HOW_TO_REGISTER}"
                     )
         return anatomy
-    known = (
-        "DQN, PPO, A2C, SAC, TD3, DDPG, QR-DQN, TQC, CrossQ, TRPO, RecurrentPPO, MaskablePPO and "
-        "their subclasses"
-    )
     raise ValueError(
-        f"`model` is a {name}, whose networks are not known; known are {known}. {HOW_TO_REGISTER}"
+        f"`model` is a {name}, whose networks are not known; known are "
+        f"{', '.join(known_algorithms())} and their subclasses. {HOW_TO_REGISTER}"
     )
 
 

@@ -22,6 +22,7 @@ from fire_rl.interventions.base import Context, Intervention, Network, named_ten
 from fire_rl.interventions.operation import Operation, check_finite, restored
 from fire_rl.interventions.registry import make_intervention
 from fire_rl.interventions.report import InterventionReport
+from fire_rl.metrics.registry import METRICS
 from fire_rl.metrics.unit_readers import Connection
 from fire_rl.sb3.head_refit import HeadRefit, as_head_refit, check_head_refit, with_head_refit
 from fire_rl.sb3.measurement import (
@@ -39,9 +40,6 @@ from fire_rl.sb3.probe import Probe, ProbeSource
 from fire_rl.sb3.side_effects import apply_side_effects
 from fire_rl.sb3.snapshot import save_snapshot
 from fire_rl.sb3.unknown_parts import warn_of_unknown_parts
-
-# What a report compares before and after, besides the policy's answers.
-_REPORTED = ("dormant_ratio", "effective_rank")
 
 
 def apply_intervention(
@@ -62,7 +60,8 @@ def apply_intervention(
     (see :class:`~fire_rl.InterventionCallback`).
 
     Args:
-        model: DQN, PPO, A2C, SAC, TD3, DDPG or a subclass.
+        model: Of any algorithm of SB3 or sb3-contrib that trains by gradients, of a subclass, or
+            of one that :func:`~fire_rl.register_anatomy` was told of.
         intervention: For example ``FIRE(strength=0.5)``, ``"fire"`` or a mapping.
         dry_run: Report what would happen and leave the model as it was, to the bit.
         save_before: Folder for a copy of the model as it was, ``before_<name>_<steps>_steps.zip``
@@ -75,7 +74,7 @@ def apply_intervention(
         head_refit: Whether to fit the output layers, in closed form, to what they answered on the
             probe before; see :class:`~fire_rl.sb3.aids.HeadRefit`.
         live: Draws the observations that the networks train on now, for interventions that judge
-            units (ReDo); by default those of ``probe``.
+            units; by default those of ``probe``.
 
     Returns:
         The report.
@@ -192,5 +191,10 @@ def _summary(view: ModelView, observed: Observed | None) -> dict[str, Metrics]:
     found = {}
     for group in view.groups:
         pooled = activation_metrics(group, observed.activations, per_layer=False).pooled
-        found[group.role] = {name: pooled[name] for name in _REPORTED if name in pooled}
+        # What a report compares before and after, besides the policy's answers.
+        found[group.role] = {
+            name: pooled[metric.log_key]
+            for name, metric in METRICS.items()
+            if metric.event_key is not None and metric.log_key in pooled
+        }
     return found

@@ -7,16 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
+from fire_rl.metrics.registry import METRICS, find_metric
 from fire_rl.schedules.planned import last_multiple, last_step
 from fire_rl.utils.validation import as_number, check_choice, check_int, check_positive
-
-# What a Threshold can watch: of units and features, on a probe, and of the weights alone.
-_RATIOS = ("dormant_ratio", "dormant_ratio_0.1", "zero_activation_ratio", "saturation_ratio")
-PROBE_METRICS = (*_RATIOS, "effective_rank", "srank", "feature_norm")
-WEIGHT_METRICS = ("dfi", "dfi_per_sv", "weight_norm", "spectral_norm")
-# Names in the logs that are not the field's own words.
-_LOG_NAMES = {"zero_activation_ratio": "zero_activation"}
-_WORDS = {log_name: metric for metric, log_name in _LOG_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -41,9 +34,7 @@ class Threshold:
     probe, and not before the model has begun to learn.
 
     Args:
-        metric: ``dormant_ratio``, ``dormant_ratio_0.1``, ``zero_activation_ratio``,
-            ``saturation_ratio``, ``effective_rank``, ``srank``, ``feature_norm``, ``dfi``,
-            ``dfi_per_sv``, ``weight_norm`` or ``spectral_norm``.
+        metric: Any name in :data:`fire_rl.METRICS`, such as ``dormant_ratio``, or its log key.
         above: Act when the metric is above this number. Exactly one of ``above`` and ``below``.
         below: Act when it is below this number, as ranks are when plasticity is lost.
         every: Period of the measurements in environment steps (in the callback's ``unit``, as all
@@ -70,15 +61,12 @@ class Threshold:
     stop: float = 0.8
 
     def __post_init__(self) -> None:
-        metric = _WORDS.get(self.metric, self.metric) if isinstance(self.metric, str) else None
-        if metric is None or metric not in (*PROBE_METRICS, *WEIGHT_METRICS):
-            check_choice("metric", self.metric, (*PROBE_METRICS, *WEIGHT_METRICS))
-        object.__setattr__(self, "metric", metric)
+        object.__setattr__(self, "metric", find_metric(self.metric).name)
         lines = [name for name in ("above", "below") if getattr(self, name) is not None]
         if len(lines) != 1:
             raise ValueError(
-                f"A threshold for `metric` {metric!r} must have exactly one of `above` and `below`,"
-                f" got {'both' if lines else 'none of them'}."
+                f"A threshold for `metric` {self.metric!r} must have exactly one of `above` and "
+                f"`below`, got {'both' if lines else 'none of them'}."
             )
         object.__setattr__(self, lines[0], self._checked_line(lines[0]))
         for name, minimum in (("every", 1), ("patience", 1), ("cooldown", 0)):
@@ -90,7 +78,7 @@ class Threshold:
     @property
     def log_name(self) -> str:
         """The metric's name in the logs."""
-        return _LOG_NAMES.get(self.metric, self.metric)
+        return METRICS[self.metric].log_key
 
     @property
     def line(self) -> float:
@@ -156,7 +144,7 @@ class Threshold:
 
     def _checked_line(self, name: str) -> float:
         value = as_number(getattr(self, name))
-        above, ratio = name == "above", self.metric in _RATIOS
+        above, ratio = name == "above", METRICS[self.metric].ratio
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         fits = is_number and math.isfinite(value) and (value >= 0 if above else value > 0)
         if not fits or (ratio and (value >= 1 if above else value > 1)):

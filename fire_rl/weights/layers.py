@@ -38,7 +38,7 @@ _TRANSPOSED_CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 # Weight matrices in another layout: named in a warning, never passed over silently.
 OTHER_WEIGHTS = (*RECURRENT, nn.Bilinear)
-_BUT_FIRE = ", unless `recurrent` of FIRE or RandomOrthogonal says otherwise"
+_BUT = ", unless the intervention has an option `recurrent` that says otherwise"
 # Modules whose parameters are scales and shifts, not weights.
 NORM_LAYERS = (
     BATCH_NORM,
@@ -236,7 +236,7 @@ def weight_layers_of(
             warnings.warn(
                 f"`{name or type(module).__name__}` ({type(module).__name__}) is no linear, "
                 "convolutional or attention layer: its own weights are left as they are"
-                f"{_BUT_FIRE if isinstance(module, RECURRENT) else ''}.",
+                f"{_BUT if isinstance(module, RECURRENT) else ''}.",
                 UserWarning,
                 stacklevel=2,
             )

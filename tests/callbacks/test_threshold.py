@@ -9,6 +9,7 @@ from stable_baselines3.common.logger import configure
 from torch import nn
 
 from fire_rl import (
+    METRICS,
     FireCallback,
     InterventionCallback,
     PlasticityMetricsCallback,
@@ -17,7 +18,6 @@ from fire_rl import (
 )
 from fire_rl.sb3.measurement import parameter_metrics
 from fire_rl.sb3.model_view import ModelView
-from fire_rl.schedules.threshold import PROBE_METRICS, WEIGHT_METRICS
 from tests.helpers.models import ALGORITHMS, changed, make_model, state_of
 from tests.helpers.runs import scalars
 
@@ -244,8 +244,8 @@ def test_saturated_units_set_it_off():
 
 
 def test_every_metric_is_logged_at_the_step_and_fits_the_table(tmp_path):
-    for metric in (*PROBE_METRICS, *WEIGHT_METRICS):
-        line = {"above": 0.99} if metric in PROBE_METRICS[:4] else {"above": 1e9}
+    for metric in METRICS:
+        line = {"above": 0.99} if METRICS[metric].ratio else {"above": 1e9}
         threshold = Threshold(metric, **line, every=32)
         model = make_model("ppo", "cnn")
         folder = tmp_path / metric
