@@ -1,4 +1,4 @@
-"""Pictures of surgery: singular values before and after, what it moved and what it gained."""
+"""Pictures of surgery: singular values before and after, squared Frobenius error against DfI."""
 
 from __future__ import annotations
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fire_rl.reports import measures
-from fire_rl.reports.contents import TASK_COLUMNS, task_estimates
+from fire_rl.reports.contents import task_estimates
 from fire_rl.reports.drawing import (
     GREY,
     Picture,
@@ -19,13 +20,11 @@ from fire_rl.reports.drawing import (
     shorten,
     styles,
     thousands,
-)
+)  # fmt: skip
 from fire_rl.reports.experiment import Experiment
-from fire_rl.reports.measures import METRICS, Curve, Estimate
+from fire_rl.reports.measures import CURVES, METRICS, TASK_PHASES, Curve, Estimate
 from fire_rl.reports.tables import Table
 
-# Of the metrics, for which there is room under the return.
-_SHOWN = ("dormant_ratio", "effective_rank", "dfi_per_sv", "weight_norm")
 _MARKS = 60  # more events than this are drawn as fine strokes
 
 
@@ -71,69 +70,85 @@ def _interval(axis: Any, y: float, cell: Any, style: Style) -> None:
         axis.plot(cell.value, y, style.marker, color=style.colour, ms=6)
 
 
+def _by_groups(
+    experiment: Experiment,
+    name: str,
+    title: str,
+    caption: str,
+    size: tuple[float, float],
+    paint: Callable[..., None],
+) -> list[Picture]:
+    """Draw a picture for each group of arms that share an axis; several are numbered.
+
+    Args:
+        experiment: The runs.
+        name: Of the files.
+        title: See :class:`~fire_rl.reports.drawing.Picture`.
+        caption: The same.
+        size: Width and height in inches.
+        paint: Draws on a matplotlib figure; called with it, ``arms`` and ``look``, their styles.
+    """
+    look = styles(experiment.arms, experiment.control)
+    parts = groups(experiment.arms, experiment.control)
+    names = [name] if len(parts) == 1 else [f"{name}_{k}" for k in range(1, len(parts) + 1)]
+    return [
+        draw(file, title, caption, size, partial(paint, arms=arms, look=look))
+        for file, arms in zip(names, parts, strict=True)
+    ]
+
+
 def draw_curves(experiment: Experiment) -> list[Picture]:
     """Draw learning curves with the events marked, and each network's plasticity under them."""
-    found = []
-    roles = measures.roles_of(experiment) or [""]
-    parts = groups(experiment.arms, experiment.control)
+    unit = "human-normalised" if len(experiment.games) > 1 else "return"
     returns = {arm: measures.return_curve(experiment, arm) for arm in experiment.arms}
-    for role in roles:
-        rows: dict[str, dict[str, Curve]] = {}
-        for metric in _SHOWN if role else ():
-            curves = {
-                arm: measures.metric_curve(experiment, arm, f"plasticity/{role}/{metric}")
-                for arm in experiment.arms
-            }
+    found = []
+    for role in measures.roles_of(experiment) or [""]:
+        rows = {unit: returns}
+        for metric in CURVES if role else ():
+            tag = measures.plasticity_tag(role, metric)
+            curves = {arm: measures.metric_curve(experiment, arm, tag) for arm in experiment.arms}
             known = {arm: curve for arm, curve in curves.items() if curve is not None}
             if known:
                 rows[METRICS[metric]] = known
-        for number, arms in enumerate(parts, start=1):
-            tail = [role] if role else []
-            tail += [str(number)] if len(parts) > 1 else []
-            found.append(
-                _curves("_".join(["curves", *tail]), experiment, role, arms, returns, rows)
-            )
+        found += _by_groups(
+            experiment,
+            f"curves_{role}" if role else "curves",
+            "Learning curves" + (f" and plasticity of the {role}" if role else ""),
+            _caption(experiment),
+            (8.6, 2.9 + 1.35 * (len(rows) - 1)),
+            partial(_paint_curves, experiment=experiment, rows=rows),
+        )
     return found
 
 
-def _curves(
-    name: str,
+def _paint_curves(
+    figure: Any,
     experiment: Experiment,
-    role: str,
+    rows: dict[str, dict[str, Curve]],
     arms: Sequence[str],
-    returns: dict[str, Curve],
-    metrics: dict[str, dict[str, Curve]],
-) -> Picture:
-    look = styles(experiment.arms, experiment.control)
-    normalised = len(experiment.games) > 1
-    rows = {"human-normalised" if normalised else "return": returns, **metrics}
-
-    def paint(figure: Any) -> None:
-        heights = [1.7, *[1.0] * len(metrics)]
-        axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=heights)[
-            :, 0
-        ]
-        for axis, (label, curves) in zip(axes, rows.items(), strict=True):
-            for arm in arms:
-                if arm in curves:
-                    draw_curve(axis, curves[arm], look[arm], arm)
-            axis.set_ylabel(label.replace(" per singular value", "\nper sing. value"))
-            limit(axis, list(curves.values()), label != "return" and not normalised)
-            for border in _borders(experiment):
+    look: dict[str, Style],
+) -> None:
+    heights = [1.7, *[1.0] * (len(rows) - 1)]
+    axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, (label, curves) in zip(axes, rows.items(), strict=True):
+        for arm in arms:
+            if arm in curves:
+                _draw_curve(axis, curves[arm], look[arm], arm)
+        axis.set_ylabel(label.replace(" per singular value", "\nper sing. value"))
+        _limit(axis, list(curves.values()), label != "return" and len(experiment.games) < 2)
+        if experiment.period is not None:
+            for border in range(experiment.period, experiment.end, experiment.period):
                 axis.axvline(border, color="#C8C8C8", lw=0.8, zorder=0)
-        _mark_events(axes[0], experiment, arms, look)
-        axes[-1].set_xlabel("environment steps")
-        axes[-1].set_xlim(0, experiment.end)
-        thousands(axes[-1].xaxis)
-        axes[-1].yaxis.set_major_locator(axes[-1].yaxis.get_major_locator())
-        lines, labels = axes[0].get_legend_handles_labels()
-        figure.legend(
-            lines, [shorten(text, 30) for text in labels], loc="outside upper left",
-            ncols=min(5, len(labels)), handlelength=3,
-        )  # fmt: skip
-
-    title = "Learning curves" + (f" and plasticity of the {role}" if role else "")
-    return draw(name, title, _caption(experiment), (8.6, 2.9 + 1.35 * len(metrics)), paint)
+    _mark_events(axes[0], experiment, arms, look)
+    axes[-1].set_xlabel("environment steps")
+    axes[-1].set_xlim(0, experiment.end)
+    thousands(axes[-1].xaxis)
+    axes[-1].yaxis.set_major_locator(axes[-1].yaxis.get_major_locator())
+    lines, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        lines, [shorten(text, 30) for text in labels], loc="outside upper left",
+        ncols=min(5, len(labels)), handlelength=3,
+    )  # fmt: skip
 
 
 def _caption(experiment: Experiment) -> str:
@@ -148,7 +163,7 @@ def _caption(experiment: Experiment) -> str:
     return text
 
 
-def draw_curve(axis: Any, curve: Curve, style: Style, label: str) -> None:
+def _draw_curve(axis: Any, curve: Curve, style: Style, label: str) -> None:
     """Draw a curve and its band on a matplotlib axis."""
     axis.fill_between(
         curve.steps, curve.low, curve.high, color=style.colour, alpha=0.16, lw=0, zorder=2
@@ -160,7 +175,7 @@ def draw_curve(axis: Any, curve: Curve, style: Style, label: str) -> None:
     )  # fmt: skip
 
 
-def limit(axis: Any, curves: Sequence[Curve], may_be_log: bool) -> None:
+def _limit(axis: Any, curves: Sequence[Curve], may_be_log: bool) -> None:
     """Choose the same limits for all pictures of the same curves; a log axis over three decades."""
     values = np.concatenate([np.r_[c.values, c.low, c.high] for c in curves])
     values = values[np.isfinite(values)]
@@ -174,12 +189,6 @@ def limit(axis: Any, curves: Sequence[Curve], may_be_log: bool) -> None:
     else:
         pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
         axis.set_ylim(low - pad, high + pad)
-
-
-def _borders(experiment: Experiment) -> list[int]:
-    if experiment.period is None:
-        return []
-    return list(range(experiment.period, experiment.end, experiment.period))
 
 
 def _mark_events(
@@ -209,7 +218,6 @@ def draw_games(experiment: Experiment) -> list[Picture]:
     """Draw the learning curves of each game, where there are several."""
     if len(experiment.games) < 2:
         return []
-    look = styles(experiment.arms, experiment.control)
     curves = {
         game: {arm: measures.return_curve(experiment, arm, game) for arm in experiment.arms}
         for game in experiment.games
@@ -217,34 +225,27 @@ def draw_games(experiment: Experiment) -> list[Picture]:
     columns = min(3, len(curves))
     lines = -(-len(curves) // columns)
 
-    def painter(arms: Sequence[str]) -> Callable[[Any], None]:
-        def paint(figure: Any) -> None:
-            axes = figure.subplots(lines, columns, sharex=True, squeeze=False).ravel()
-            for axis, (game, own) in zip(axes, curves.items(), strict=False):
-                for arm in arms:
-                    draw_curve(axis, own[arm], look[arm], shorten(arm, 30))
-                limit(axis, list(own.values()), False)
-                axis.set_title(game)
-                axis.set_xlim(0, experiment.end)
-                thousands(axis.xaxis)
-            for axis in axes[len(curves) :]:
-                axis.set_visible(False)
-            for axis in axes[max(0, len(curves) - columns) : len(curves)]:  # nothing is below them
-                axis.tick_params(labelbottom=True)
-            figure.supxlabel("environment steps")
-            figure.supylabel("return")
-            handles = axes[0].get_legend_handles_labels()
-            figure.legend(*handles, loc="outside upper left", ncols=5, handlelength=3)
+    def paint(figure: Any, arms: Sequence[str], look: dict[str, Style]) -> None:
+        axes = figure.subplots(lines, columns, sharex=True, squeeze=False).ravel()
+        for axis, (game, own) in zip(axes, curves.items(), strict=False):
+            for arm in arms:
+                _draw_curve(axis, own[arm], look[arm], shorten(arm, 30))
+            _limit(axis, list(own.values()), False)
+            axis.set_title(game)
+            axis.set_xlim(0, experiment.end)
+            thousands(axis.xaxis)
+        for axis in axes[len(curves) :]:
+            axis.set_visible(False)
+        for axis in axes[max(0, len(curves) - columns) : len(curves)]:  # nothing is below them
+            axis.tick_params(labelbottom=True)
+        figure.supxlabel("environment steps")
+        figure.supylabel("return")
+        handles = axes[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside upper left", ncols=5, handlelength=3)
 
-        return paint
-
-    parts = groups(experiment.arms, experiment.control)
-    names = ["games"] if len(parts) == 1 else [f"games_{k}" for k in range(1, len(parts) + 1)]
     size = (8.6, 0.9 + 2.0 * lines)
-    return [
-        draw(name, "Learning curves by game", _caption(experiment), size, painter(arms))
-        for name, arms in zip(names, parts, strict=True)
-    ]
+    title = "Learning curves by game"
+    return _by_groups(experiment, "games", title, _caption(experiment), size, paint)
 
 
 def draw_tasks(experiment: Experiment) -> list[Picture]:
@@ -253,66 +254,46 @@ def draw_tasks(experiment: Experiment) -> list[Picture]:
         return []
     values = {arm: task_estimates(experiment, arm) for arm in experiment.arms}
     names = [
-        name for name in TASK_COLUMNS
+        name for name in TASK_PHASES
         if any(np.isfinite(one.value) for own in values.values() for one in own[name])
     ]  # fmt: skip
-    parts = groups(experiment.arms, experiment.control)
-    files = ["tasks"] if len(parts) == 1 else [f"tasks_{k}" for k in range(1, len(parts) + 1)]
-    look = styles(experiment.arms, experiment.control)
+
+    def paint(figure: Any, arms: Sequence[str], look: dict[str, Style]) -> None:
+        from matplotlib.patches import Patch
+
+        axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+        for axis, name in zip(axes, names, strict=True):
+            for k, arm in enumerate(arms):
+                place = (k - (len(arms) - 1) / 2) * 0.8 / len(arms)
+                first = 1 if name == "after" and experiment.tasks.start == 0 else 0
+                tasks = np.array(experiment.tasks)[first:] + place
+                _bars(axis, tasks, values[arm][name][first:], 0.8 / len(arms), look[arm])
+            axis.set_title(TASK_PHASES[name])
+            axis.grid(axis="x", visible=False)
+            axis.axhline(0, color="#555555", lw=0.8)
+        axes[-1].set_xlabel("task")
+        axes[-1].set_xticks(experiment.tasks[:: 1 + len(experiment.tasks) // 40])
+        figure.supylabel("return")
+        handles = [Patch(color=look[arm].colour, label=shorten(arm, 30)) for arm in arms]
+        figure.legend(handles=handles, loc="outside upper left", ncols=5)
+
     caption = (
         "Interquartile mean over runs, with 95 % bootstrap intervals where there are two runs or "
         "more. Just after the switch: the first eighth of a task; at its end: the last quarter."
     )
-    width = min(14.0, max(8.6, 0.16 * len(experiment.tasks) * (len(parts[0]) + 1)))
-
-    def painter(arms: Sequence[str]) -> Callable[[Any], None]:
-        def paint(figure: Any) -> None:
-            axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
-            for axis, name in zip(axes, names, strict=True):
-                for k, arm in enumerate(arms):
-                    place = (k - (len(arms) - 1) / 2) * 0.8 / len(arms)
-                    first = 1 if name == "after" and experiment.tasks.start == 0 else 0
-                    _bars(axis, experiment, values[arm][name], place, len(arms), look[arm], first)
-                axis.set_title(TASK_COLUMNS[name])
-                axis.grid(axis="x", visible=False)
-                axis.axhline(0, color="#555555", lw=0.8)
-            axes[-1].set_xlabel("task")
-            axes[-1].set_xticks(experiment.tasks[:: 1 + len(experiment.tasks) // 40])
-            figure.supylabel("return")
-            from matplotlib.patches import Patch
-
-            handles = [Patch(color=look[arm].colour, label=shorten(arm, 30)) for arm in arms]
-            figure.legend(handles=handles, loc="outside upper left", ncols=5)
-
-        return paint
-
+    together = len(groups(experiment.arms, experiment.control)[0])
+    width = min(14.0, max(8.6, 0.16 * len(experiment.tasks) * (together + 1)))
     size = (width, 0.9 + 1.45 * len(names))
-    return [
-        draw(file, "Task by task", caption, size, painter(arms))
-        for file, arms in zip(files, parts, strict=True)
-    ]
+    return _by_groups(experiment, "tasks", "Task by task", caption, size, paint)
 
 
-def _bars(
-    axis: Any,
-    experiment: Experiment,
-    estimates: Sequence[Estimate],
-    place: float,
-    count: int,
-    style: Style,
-    first: int,
-) -> None:
-    x = np.array(experiment.tasks)[first:] + place
-    shown = estimates[first:]
-    heights = np.array([one.value for one in shown])
-    below = [max(one.value - one.low, 0) for one in shown]
-    above = [max(one.high - one.value, 0) for one in shown]
+def _bars(axis: Any, x: Any, estimates: Sequence[Estimate], width: float, style: Style) -> None:
+    heights = np.array([one.value for one in estimates])
+    below = [max(one.value - one.low, 0) for one in estimates]
+    above = [max(one.high - one.value, 0) for one in estimates]
     errors = np.where(np.isfinite([below, above]), [below, above], 0)
     kept = np.isfinite(heights)
-    axis.bar(
-        x[kept], heights[kept], 0.8 / count, color=style.colour,
-        edgecolor="white", linewidth=0.3,
-    )  # fmt: skip
+    axis.bar(x[kept], heights[kept], width, color=style.colour, edgecolor="white", linewidth=0.3)
     kept = kept & errors.any(axis=0)  # no interval, no bar of it
     if kept.any():
         for colour, thickness in (("white", 2.4), ("#444444", 1.0)):  # to be seen on any bar
