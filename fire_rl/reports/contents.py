@@ -93,7 +93,6 @@ def _scores_table(experiment: Experiment, kind: str) -> Table:
 
 
 def _normalised_gap(scores: Any, floor: float, target: float) -> Any:
-    """Return the optimality gap of scores of which 0 is the floor and 1 the target."""
     return optimality_gap(scores, target) / (target - floor)
 
 

@@ -60,38 +60,21 @@ def reward_threshold(env: str | None) -> float | None:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Comparable runs.
-
-    Attributes:
-        runs: All of them, until the common end.
-        arms: Their names, the control first.
-        control: The arm that others are compared with, or None.
-        games: The environments' names; more than one only for Atari games.
-        source: Where the return comes from, one of :data:`~fire_rl.reports.runs.RETURNS`.
-        start: The step from which on scores count: where the arms branched off, or 0.
-        end: The last common step.
-        period: Steps of a task where tasks follow one another, else None.
-        target: The return that counts as solved, None if there is none. For Atari it is the
-            human's, see ``human``.
-        floor: The return that counts as nothing.
-        about_target: Where the target comes from, or why there is none.
-        human: Whether scores are human-normalised: Atari without tasks.
-        notes: What the reader has to know.
-    """
+    """Comparable runs."""
 
     runs: tuple[Run, ...]
-    arms: tuple[str, ...]
-    control: str | None
-    games: tuple[str, ...]
-    source: str
-    start: int
-    end: int
-    period: int | None
-    target: float | None
-    floor: float
-    about_target: str
-    human: bool
-    notes: tuple[str, ...]
+    arms: tuple[str, ...]  # the control first
+    control: str | None  # the arm that others are compared with
+    games: tuple[str, ...]  # names of environments; more than one only for Atari games
+    source: str  # where the return comes from, one of runs.RETURNS
+    start: int  # the step from which on scores count: where the arms branched off, or 0
+    end: int  # the last common step
+    period: int | None  # steps of a task where tasks follow one another
+    target: float | None  # the return that counts as solved; for Atari the human's
+    floor: float  # the return that counts as nothing
+    about_target: str  # where the target comes from, or why there is none
+    human: bool  # whether scores are human-normalised: Atari without tasks
+    notes: tuple[str, ...]  # what the reader has to know
 
     @property
     def tasks(self) -> range:

@@ -36,7 +36,7 @@ def draw_scores(experiment: Experiment, table: Table, values: dict[str, list[flo
         table: The scores.
         values: Arm to the scores of its runs.
     """
-    look = styles(experiment.arms, experiment.control)
+    style_of = styles(experiment.arms, experiment.control)
     columns = [
         k for k, name in enumerate(table.columns)
         if k == 2 or name.startswith("P(") or name == "optimality gap"
@@ -49,7 +49,7 @@ def draw_scores(experiment: Experiment, table: Table, values: dict[str, list[flo
                 if column == 2:
                     points = values[str(row[0])]
                     axis.plot(points, [y] * len(points), "o", mfc="none", mec=GREY, ms=4, mew=0.8)
-                _interval(axis, y, row[column], look[str(row[0])])
+                _interval(axis, y, row[column], style_of[str(row[0])])
             axis.set_title(table.columns[column])
             axis.grid(axis="y", visible=False)
             axis.locator_params(axis="x", nbins=5)
@@ -80,19 +80,13 @@ def _by_groups(
 ) -> list[Picture]:
     """Draw a picture for each group of arms that share an axis; several are numbered.
 
-    Args:
-        experiment: The runs.
-        name: Of the files.
-        title: See :class:`~fire_rl.reports.drawing.Picture`.
-        caption: The same.
-        size: Width and height in inches.
-        paint: Draws on a matplotlib figure; called with it, ``arms`` and ``look``, their styles.
+    ``paint`` is called with a matplotlib figure, ``arms`` and ``style_of``, the styles of all arms.
     """
-    look = styles(experiment.arms, experiment.control)
+    style_of = styles(experiment.arms, experiment.control)
     parts = groups(experiment.arms, experiment.control)
     names = [name] if len(parts) == 1 else [f"{name}_{k}" for k in range(1, len(parts) + 1)]
     return [
-        draw(file, title, caption, size, partial(paint, arms=arms, look=look))
+        draw(file, title, caption, size, partial(paint, arms=arms, style_of=style_of))
         for file, arms in zip(names, parts, strict=True)
     ]
 
@@ -126,20 +120,20 @@ def _paint_curves(
     experiment: Experiment,
     rows: dict[str, dict[str, Curve]],
     arms: Sequence[str],
-    look: dict[str, Style],
+    style_of: dict[str, Style],
 ) -> None:
     heights = [1.7, *[1.0] * (len(rows) - 1)]
     axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (label, curves) in zip(axes, rows.items(), strict=True):
         for arm in arms:
             if arm in curves:
-                _draw_curve(axis, curves[arm], look[arm], arm)
+                _draw_curve(axis, curves[arm], style_of[arm], arm)
         axis.set_ylabel(label.replace(" per singular value", "\nper sing. value"))
         _limit(axis, list(curves.values()), label != "return" and len(experiment.games) < 2)
         if experiment.period is not None:
             for border in range(experiment.period, experiment.end, experiment.period):
                 axis.axvline(border, color="#C8C8C8", lw=0.8, zorder=0)
-    _mark_events(axes[0], experiment, arms, look)
+    _mark_events(axes[0], experiment, arms, style_of)
     axes[-1].set_xlabel("environment steps")
     axes[-1].set_xlim(0, experiment.end)
     thousands(axes[-1].xaxis)
@@ -192,7 +186,7 @@ def _limit(axis: Any, curves: Sequence[Curve], may_be_log: bool) -> None:
 
 
 def _mark_events(
-    axis: Any, experiment: Experiment, arms: Sequence[str], look: dict[str, Style]
+    axis: Any, experiment: Experiment, arms: Sequence[str], style_of: dict[str, Style]
 ) -> None:
     """Mark the steps of interventions above an axis, a line for each arm that has any."""
     row = 0
@@ -208,7 +202,7 @@ def _mark_events(
         if steps:
             axis.plot(
                 steps, [1.03 + 0.055 * row] * len(steps), "v" if len(steps) <= _MARKS else "|",
-                color=look[arm].colour, ms=5, clip_on=False, ls="none",
+                color=style_of[arm].colour, ms=5, clip_on=False, ls="none",
                 transform=axis.get_xaxis_transform(),
             )  # fmt: skip
             row += 1
@@ -225,11 +219,11 @@ def draw_games(experiment: Experiment) -> list[Picture]:
     columns = min(3, len(curves))
     lines = -(-len(curves) // columns)
 
-    def paint(figure: Any, arms: Sequence[str], look: dict[str, Style]) -> None:
+    def paint(figure: Any, arms: Sequence[str], style_of: dict[str, Style]) -> None:
         axes = figure.subplots(lines, columns, sharex=True, squeeze=False).ravel()
         for axis, (game, own) in zip(axes, curves.items(), strict=False):
             for arm in arms:
-                _draw_curve(axis, own[arm], look[arm], shorten(arm, 30))
+                _draw_curve(axis, own[arm], style_of[arm], shorten(arm, 30))
             _limit(axis, list(own.values()), False)
             axis.set_title(game)
             axis.set_xlim(0, experiment.end)
@@ -258,7 +252,7 @@ def draw_tasks(experiment: Experiment) -> list[Picture]:
         if any(np.isfinite(one.value) for own in values.values() for one in own[name])
     ]  # fmt: skip
 
-    def paint(figure: Any, arms: Sequence[str], look: dict[str, Style]) -> None:
+    def paint(figure: Any, arms: Sequence[str], style_of: dict[str, Style]) -> None:
         from matplotlib.patches import Patch
 
         axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
@@ -267,14 +261,14 @@ def draw_tasks(experiment: Experiment) -> list[Picture]:
                 place = (k - (len(arms) - 1) / 2) * 0.8 / len(arms)
                 first = 1 if name == "after" and experiment.tasks.start == 0 else 0
                 tasks = np.array(experiment.tasks)[first:] + place
-                _bars(axis, tasks, values[arm][name][first:], 0.8 / len(arms), look[arm])
+                _bars(axis, tasks, values[arm][name][first:], 0.8 / len(arms), style_of[arm])
             axis.set_title(TASK_PHASES[name])
             axis.grid(axis="x", visible=False)
             axis.axhline(0, color="#555555", lw=0.8)
         axes[-1].set_xlabel("task")
         axes[-1].set_xticks(experiment.tasks[:: 1 + len(experiment.tasks) // 40])
         figure.supylabel("return")
-        handles = [Patch(color=look[arm].colour, label=shorten(arm, 30)) for arm in arms]
+        handles = [Patch(color=style_of[arm].colour, label=shorten(arm, 30)) for arm in arms]
         figure.legend(handles=handles, loc="outside upper left", ncols=5)
 
     caption = (

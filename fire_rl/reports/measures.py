@@ -152,14 +152,14 @@ def return_curve(experiment: Experiment, arm: str, game: str | None = None) -> C
         bins = min(8, max(2, 240 // len(experiment.tasks)))
         count = bins * round(experiment.end / experiment.period)
     edges = np.linspace(0, experiment.end, count + 1)
-    curves: dict[str | None, list[Array]] = {}
+    curves = []
     for run in experiment.of(arm):
         if game in (None, run.env):
             means = _interpolated(_bin_means(run.returns[experiment.source], edges), np.nan)
             if game is None and len(experiment.games) > 1:
                 means = _human_normalised(means, run.env)
-            curves.setdefault(run.env, []).append(means)
-    return _curve((edges[1:] + edges[:-1]) / 2, list(curves.values()))
+            curves.append((run.env, means))
+    return _curve((edges[1:] + edges[:-1]) / 2, curves)
 
 
 def metric_curve(experiment: Experiment, arm: str, tag: str) -> Curve | None:
@@ -173,23 +173,21 @@ def metric_curve(experiment: Experiment, arm: str, tag: str) -> Curve | None:
     if not logged:
         return None
     steps = logged[0][1].steps
-    shared = all(np.array_equal(series.steps, steps) for _, series in logged)
+    if all(np.array_equal(series.steps, steps) for _, series in logged):
+        return _curve(steps, [(env, series.values) for env, series in logged])
     longest = max(len(series.steps) for _, series in logged)
     edges = np.linspace(0, experiment.end, min(BINS, longest) + 1)
-    curves: dict[str | None, list[Array]] = {}
-    for env, series in logged:
-        values = series.values if shared else _interpolated(_bin_means(series, edges), np.nan)
-        curves.setdefault(env, []).append(values)
-    return _curve(steps if shared else (edges[1:] + edges[:-1]) / 2, list(curves.values()))
+    binned = [(env, _interpolated(_bin_means(series, edges), np.nan)) for env, series in logged]
+    return _curve((edges[1:] + edges[:-1]) / 2, binned)
 
 
-def _curve(steps: Array, games: Sequence[Sequence[Array]]) -> Curve:
-    """Return the curve of runs by game: their interquartile mean at each step."""
-    runs = max((len(curves) for curves in games), default=0)
-    matrix = np.full((len(steps), runs, len(games)), np.nan)
-    for game, curves in enumerate(games):
-        for run, values in enumerate(curves):
-            matrix[:, run, game] = values
+def _curve(steps: Array, runs: Sequence[tuple[str | None, Array]]) -> Curve:
+    """Return the curve of runs, each with its game: their interquartile mean at each step."""
+    games = list(dict.fromkeys(game for game, _ in runs))
+    by_game = [[values for game, values in runs if game == one] for one in games]
+    matrix = np.full((len(steps), max(map(len, by_game), default=0), len(games)), np.nan)
+    for task, curves in enumerate(by_game):
+        matrix[:, : len(curves), task] = np.transpose(curves)
     return Curve(steps, iqm(matrix), *bootstrap_band(iqm, matrix))
 
 
@@ -268,22 +266,13 @@ def _episodes(
 
 @dataclass(frozen=True)
 class LayerEvent:
-    """What one event did to one layer.
+    """What one event did to one layer."""
 
-    Attributes:
-        shape: Of the weight.
-        relative_sfe: Squared Frobenius error over the squared norm before.
-        dfi_before: Deviation from isometry per singular value.
-        dfi_after: The same, after the event.
-        spectrum_before: Singular values; empty if they were not recorded.
-        spectrum_after: The same, after the event.
-    """
-
-    shape: tuple[int, ...]
-    relative_sfe: float
-    dfi_before: float
+    shape: tuple[int, ...]  # of the weight
+    relative_sfe: float  # squared Frobenius error over the squared norm before
+    dfi_before: float  # deviation from isometry per singular value
     dfi_after: float
-    spectrum_before: tuple[float, ...]
+    spectrum_before: tuple[float, ...]  # singular values; empty if they were not recorded
     spectrum_after: tuple[float, ...]
 
 

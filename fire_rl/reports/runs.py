@@ -1,4 +1,4 @@
-"""Find run folders, read each into a frozen record, and tell its arm and its seed."""
+"""Find run folders, and read each into a frozen record with its arm and its seed."""
 
 from __future__ import annotations
 
@@ -24,37 +24,21 @@ Rules = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Run:
-    """One run, as its folder describes it.
-
-    Attributes:
-        path: The folder.
-        arm: The method that it is a run of.
-        seed: Of the run.
-        env: Name of the environment; None if it is not recorded.
-        config: The run's values, or empty.
-        steps: How many environment steps it has made.
-        finished: Whether its result file says that it came to its end.
-        branch_step: The step at which it branched off a trunk, None if it did not.
-        returns: The return by source, the names of :data:`RETURNS`.
-        scalars: All logged scalars by tag.
-        events: The reports of its interventions.
-        task_evaluations: Evaluations at the end of each task.
-        note: A note about the files for the reader, or an empty string.
-    """
+    """One run, as its folder describes it."""
 
     path: Path
-    arm: str
+    arm: str  # the method that it is a run of
     seed: int
-    env: str | None
-    config: Mapping[str, Any]
-    steps: int
-    finished: bool
-    branch_step: int | None
-    returns: Mapping[str, Series]
-    scalars: Mapping[str, Series]
-    events: Sequence[Mapping[str, Any]]
-    task_evaluations: Sequence[Mapping[str, float]]
-    note: str = ""
+    env: str | None  # None if it is not recorded
+    config: Mapping[str, Any]  # the run's values, or empty
+    steps: int  # environment steps it has made
+    finished: bool  # whether its result file says that it came to its end
+    branch_step: int | None  # where it branched off a trunk, None if it did not
+    returns: Mapping[str, Series]  # by source, the names of RETURNS
+    scalars: Mapping[str, Series]  # all that was logged, by tag
+    events: Sequence[Mapping[str, Any]]  # the reports of its interventions
+    task_evaluations: Sequence[Mapping[str, float]]  # evaluations at the end of each task
+    note: str = ""  # a note about the files for the reader
 
     @property
     def tasks(self) -> Mapping[str, Any] | None:

@@ -154,13 +154,11 @@ def _lead(experiment: Experiment) -> str:
 
 
 def _numbers(experiment: Experiment, tables: Sequence[Table], kind: str) -> dict[str, Any]:
+    """Return all numbers of a report as plain values."""
     runs = [
         {
             "path": str(run.path),
-            "arm": run.arm,
-            "seed": run.seed,
-            "env": run.env,
-            "steps": run.steps,
+            **{name: getattr(run, name) for name in ("arm", "seed", "env", "steps")},
             "score": measures.score(run, experiment, kind),
             "events": measures.event_steps(run, experiment),
         }
@@ -171,23 +169,19 @@ def _numbers(experiment: Experiment, tables: Sequence[Table], kind: str) -> dict
     curves = {}
     for arm in experiment.arms:
         own = {tag: measures.metric_curve(experiment, arm, tag) for tag in tags}
-        curves[arm] = {"return": measures.return_curve(experiment, arm), **own}
+        own = {"return": measures.return_curve(experiment, arm), **own}
+        curves[arm] = {
+            tag: {name: values.tolist() for name, values in vars(curve).items()}
+            for tag, curve in own.items() if curve is not None
+        }  # fmt: skip
+    names = ("control", "start", "end", "target", "floor", "about_target", "notes")
     return {
         "returns_from": experiment.source,
         "score": kind,
-        "control": experiment.control,
-        "start": experiment.start,
-        "end": experiment.end,
-        "target": experiment.target,
-        "floor": experiment.floor,
-        "about_target": experiment.about_target,
-        "notes": list(experiment.notes),
+        **{name: getattr(experiment, name) for name in names},
         "runs": runs,
         "tables": {table.name: table.to_dict() for table in tables},
-        "curves": {
-            arm: {t: {k: v.tolist() for k, v in vars(c).items()} for t, c in own.items() if c}
-            for arm, own in curves.items()
-        },
+        "curves": curves,
     }
 
 
@@ -200,12 +194,7 @@ def make_page(
 ) -> str:
     """Return one HTML page with everything in it: no other file, no outside address, no script.
 
-    Args:
-        title: Its heading.
-        lead: What was compared, in a sentence or two.
-        notes: What the reader has to know first.
-        tables: In the order of the page.
-        pictures: The same.
+    ``lead`` says what was compared, ``notes`` what the reader has to know first.
 
     Raises:
         ImportError: If jinja2 is missing.
