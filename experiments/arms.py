@@ -19,8 +19,9 @@ from experiments.folder import RunFolder, step_of
 from experiments.interventions import at_step
 from experiments.plain_yaml import ConfigError, read_yaml
 from fire_rl.interventions import CONTROL, INTERVENTIONS
+from fire_rl.reports import recovery_table
 from fire_rl.runs.episodes import read_episodes
-from fire_rl.runs.recovery import recovery, recovery_table
+from fire_rl.runs.recovery import recovery
 from fire_rl.schedules import Threshold, make_schedule
 
 COMPARED = ("gain", "plateau_gain", "dip_below_control", "steps_to_reach_control")
@@ -148,7 +149,7 @@ def summarise(root: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
             _record(folder, arm, step, numbers)
             found[arm].append(numbers)
             rows.append({"arm": arm, "seed": seed, **numbers})
-    table = recovery_table(found)
+    table = recovery_table(found, CONTROL).to_markdown()
     text = json.dumps(rows, indent=1).replace("NaN", "null")
     (root / "recovery.json").write_text(text + "\n", encoding="utf-8")
     (root / "recovery.md").write_text(table + "\n", encoding="utf-8")

@@ -9,8 +9,7 @@ import numpy as np
 import yaml
 
 from benchmarks.common import ROOT
-from benchmarks.evidence.suite import ARMS, BINS, CONTROL, HEADLINE, SIX
-from benchmarks.evidence.tables import compared
+from benchmarks.evidence.suite import ARMS, BINS, CONTROL, HEADLINE, SIX, compared
 from fire_rl.reports.drawing import COLOURS, CONTROL_COLOUR
 
 IMAGES = ROOT / "docs" / "images"

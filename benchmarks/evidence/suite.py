@@ -112,6 +112,11 @@ FULL = {
 SUITES = {"headline": HEADLINE, "full": FULL}
 
 
+def compared(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings, of those in benchmarks/results/evidence.json, with several arms."""
+    return {name: setting for name, setting in found.items() if len(setting["arms"]) > 1}
+
+
 @dataclass(frozen=True)
 class Job:
     """One run: a setting, an arm, a seed, and where its folder is."""

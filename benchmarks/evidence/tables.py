@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import RESULTS, ROOT
-from benchmarks.evidence.suite import ARMS, BINS, CONTROL, FULL, HEADLINE, RESULT, SIX
+from benchmarks.evidence.figures import draw
+from benchmarks.evidence.suite import ARMS, BINS, CONTROL, FULL, HEADLINE, RESULT, SIX, compared
 from fire_rl.reports.statistics import bootstrap_interval, iqm, mean, probability_of_improvement
+from fire_rl.reports.tables import DASH, markdown
 from fire_rl.utils.jsonable import without_nan
 
 Row = Mapping[str, Any]
@@ -61,8 +63,6 @@ def main() -> None:
     (RESULTS / "evidence.json").write_text(text + "\n")
     for path in (ROOT / "docs" / "evidence.md", ROOT / "README.md"):
         path.write_text(filled(path.read_text(encoding="utf-8"), found), encoding="utf-8")
-    from benchmarks.evidence.figures import draw
-
     draw(rows, found)
 
 
@@ -126,64 +126,56 @@ def late(points: Sequence[Sequence[float]]) -> float:
     return float(np.mean(values[-max(1, len(values) // 3) :]))
 
 
-def table(setting: Mapping[str, Any], columns: Sequence[str]) -> str:
-    """Return a table of arms in Markdown, the highest mean return first."""
+def arms_table(setting: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """Return a table of arms, the highest mean return first."""
     arms = setting["arms"]
     order = sorted(arms, key=lambda arm: -arms[arm]["mean_return"]["value"])
-    lines = ["| arm | " + " | ".join(HEADS[column] for column in columns) + " |"]
-    lines.append("|---|" + "---:|" * len(columns))
-    for arm in order:
-        cells = [_text(arms[arm].get(column), column) for column in columns]
-        lines.append(f"| `{arm}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = [[f"`{arm}`", *(_text(arms[arm].get(c), c) for c in columns)] for arm in order]
+    return _markdown(["arm", *(HEADS[column] for column in columns)], rows)
 
 
 def overview(found: Mapping[str, Any]) -> str:
     """Return a table of settings: the gain of each of six arms over `none`, seed by seed."""
     arms = [arm for arm in SIX if arm != CONTROL]
-    heads = ["`none`", *(f"`{arm}`" for arm in arms)]
-    lines = ["| setting | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    rows = []
     for name, setting in compared(found).items():
         level = f"{setting['arms'][CONTROL]['mean_return']['value']:.1f}"
         gains = [_text(setting["arms"].get(arm, {}).get("gain"), "gain") for arm in arms]
-        lines.append(f"| `{name}` | {level} | " + " | ".join(gains) + " |")
-    return "\n".join(lines)
-
-
-def compared(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that have more arms than `none`."""
-    return {name: setting for name, setting in found.items() if len(setting["arms"]) > 1}
+        rows.append([f"`{name}`", level, *gains])
+    return _markdown(["setting", "`none`", *(f"`{arm}`" for arm in arms)], rows)
 
 
 def plasticity(found: Mapping[str, Any]) -> str:
     """Return a table: the actor's metrics in the headline's settings."""
-    lines = ["| setting | arm | " + " | ".join(PLASTICITY) + " |", "|---|---|" + "---:|" * 3]
+    rows = []
     for name in HEADLINE:
         for arm in ("none", "optimizer_reset", "fire", "random_orthogonal", "reset"):
-            values = found[name]["arms"][arm]["plasticity"]
-            cells = [f"{values[key]:,.1f}" if values[key] > 1 else f"{values[key]:.2f}"
-                     for key in PLASTICITY.values()]  # fmt: skip
-            lines.append(f"| `{name}` | `{arm}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            values = [found[name]["arms"][arm]["plasticity"][key] for key in PLASTICITY.values()]
+            cells = [f"{value:,.1f}" if value > 1 else f"{value:.2f}" for value in values]
+            rows.append([f"`{name}`", f"`{arm}`", *cells])
+    return _markdown(["setting", "arm", *PLASTICITY], rows, words=2)
 
 
 def first_tasks(found: Mapping[str, Any]) -> str:
     """Return a table: what `none` reached in the first task of each setting."""
-    lines = ["| setting | training, first eighth | last quarter | evaluated |"]
-    lines.append("|---|" + "---:|" * 3)
+    rows = []
     for name, setting in found.items():
-        cells = [", ".join(f"{v:.1f}" for v in values) or "–"
-                 for values in setting["first_task"].values()]  # fmt: skip
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        values = setting["first_task"].values()
+        rows.append([f"`{name}`", *(", ".join(f"{v:.1f}" for v in own) or DASH for own in values)])
+    return _markdown(["setting", "training, first eighth", "last quarter", "evaluated"], rows)
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Return a table in Markdown, numbers to the right of so many columns of words."""
+    return markdown(columns, rows, [k < words for k in range(len(columns))], pad=False)
 
 
 def filled(text: str, found: Mapping[str, Any]) -> str:
     """Return a page with its tables, each between ``<!-- table NAME -->`` and ``<!-- end -->``."""
     short = ("mean_return", "gain", "after_switch", "at_end", "earlier_tasks")
     tables: dict[str, Callable[[], str]] = {
-        **{name: lambda name=name: table(found[name], list(HEADS)) for name in HEADLINE},
-        "readme": lambda: table(found["cartpole_permutation"], short),
+        **{name: lambda name=name: arms_table(found[name], list(HEADS)) for name in HEADLINE},
+        "readme": lambda: arms_table(found["cartpole_permutation"], short),
         "overview": lambda: overview(found),
         "plasticity": lambda: plasticity(found),
         "first_tasks": lambda: first_tasks(found),
@@ -215,11 +207,11 @@ def _cell(value: float, interval: tuple[float, float], digits: int = 1) -> Cell:
 
 def _text(cell: Any, column: str) -> str:
     if cell is None:
-        return "–"
+        return DASH
     if column == "events":
         return f"{cell:g}"
     if np.isnan(cell["value"]):
-        return "–"
+        return DASH
     sign = "+" if column == "gain" else ""
     style = f"{sign}.2f" if column == "better_than_none" else f"{sign}.1f"
     text = format(cell["value"], style)

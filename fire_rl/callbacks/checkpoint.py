@@ -13,6 +13,7 @@ from fire_rl.callbacks.base import check_place, say
 from fire_rl.callbacks.event_clock import EventClock
 from fire_rl.checkpoints.replay_segments import check_buffer
 from fire_rl.checkpoints.store import Saved, latest, locked, restore, save
+from fire_rl.runs.layout import CHECKPOINTS
 from fire_rl.sb3.loggers import log_folder
 from fire_rl.schedules import Every
 from fire_rl.utils.validation import check_int
@@ -92,7 +93,7 @@ class RunCheckpointCallback(BaseCallback):
             logs = log_folder(self.logger)
             if logs is None:
                 raise ValueError("`folder` must be given: the model has no folder of logs.")
-            self.folder = logs / "checkpoints"
+            self.folder = logs / CHECKPOINTS
         self._lock.enter_context(locked(self.folder))
         self.clock.start(self.model)
 

@@ -26,8 +26,8 @@ from fire_rl.interventions import (
     published_schedule,
 )
 from fire_rl.runs.episodes import EpisodeLog
-from fire_rl.runs.recovery import Recovery
-from fire_rl.runs.recovery_log import RecoveryLog
+from fire_rl.runs.layout import INTERVENTIONS
+from fire_rl.runs.recovery import Recovery, RecoveryLog
 from fire_rl.sb3.exploration import (
     ExplorationRestart,
     as_exploration_restart,
@@ -202,7 +202,7 @@ class InterventionCallback(RolloutCallback):
         if folder is not None:
             self.episodes.write(folder)
         writer = summary_writer(self.logger)
-        line = self.recovery.tell(self.num_timesteps, self._append_to_log, writer)
+        line = self.recovery.log_results(self.num_timesteps, self._append_to_log, writer)
         if line:
             self._say(line)
 
@@ -297,7 +297,7 @@ class InterventionCallback(RolloutCallback):
     def _append_to_log(self, entry: Mapping[str, Any]) -> None:
         folder = self._folder()
         if folder is not None:
-            append_json(folder / "interventions.jsonl", entry)
+            append_json(folder / INTERVENTIONS, entry)
 
     def _warn_about_plan(self, planned: Sequence[int]) -> None:
         starts = getattr(self.model, "learning_starts", 0)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,13 +28,14 @@ from fire_rl.checkpoints import replay_segments
 from fire_rl.checkpoints.replay_segments import digest
 from fire_rl.checkpoints.safe_tree import read_tree, write_tree
 from fire_rl.checkpoints.training_state import capture_training, check_same, restore_training
+from fire_rl.runs import layout
 from fire_rl.sb3.internals import total_timesteps
 from fire_rl.sb3.loggers import cut_logs, log_sizes
 
 logger = logging.getLogger("fire_rl")
 
 FORMAT = 1
-_MANIFEST, _REPLAY, _STATE = "manifest.json", "replay", "state"
+_REPLAY, _STATE = "replay", "state"
 
 
 class CheckpointError(RuntimeError):
@@ -105,7 +105,8 @@ def save(
                 f"The checkpoint at step {model.num_timesteps:,} could not be written to "
                 f"{folder}: {error}; {rest}."
             ) from error
-        same_step = [path for path in checkpoints(folder) if _order(path)[0] == _order(final)[0]]
+        step = layout.checkpoint_step(final)
+        same_step = [p for p in checkpoints(folder) if layout.checkpoint_step(p) == step]
         too_many = [] if keep_last is None else checkpoints(folder)[:-keep_last]
         for old in {*same_step[:-1], *too_many}:
             shutil.rmtree(old)
@@ -159,8 +160,7 @@ def restore(
 
 def checkpoints(folder: str | Path) -> list[Path]:
     """Return the checkpoints of a folder, oldest first; unfinished ones do not count."""
-    found = [path.parent for path in Path(folder).glob(f"[0-9]*/{_MANIFEST}")]
-    return sorted((path for path in found if re.fullmatch(r"\d+(\.\d+)?", path.name)), key=_order)
+    return layout.checkpoint_paths(folder)
 
 
 def latest(folder: str | Path) -> Path | None:
@@ -184,9 +184,9 @@ def check(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     homes = {"": path, _STATE: path / _STATE, _REPLAY: path.parent / _REPLAY}
     try:
-        manifest: dict[str, Any] = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads((path / layout.MANIFEST).read_text(encoding="utf-8"))
         if manifest.pop("checksum") != _checksum(manifest):
-            raise ValueError(f"{_MANIFEST} is damaged: its checksum is another one")
+            raise ValueError(f"{layout.MANIFEST} is damaged: its checksum is another one")
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']!r}, this version reads {FORMAT}")
         for item in _files(manifest):
@@ -226,16 +226,11 @@ def _lock(folder: str) -> FileLock:
     return FileLock(Path(folder) / ".lock")
 
 
-def _order(path: Path) -> tuple[int, int]:
-    """Return the step of a checkpoint, and which of several at this step it is."""
-    step, _, again = path.name.partition(".")
-    return int(step), int(again or 0)
-
-
 def _free_name(folder: Path, step: int) -> Path:
     """Return a folder for a checkpoint; one of the same step stays until the new one is good."""
-    taken = [path for path in checkpoints(folder) if _order(path)[0] == step]
-    return folder / (f"{step}.{_order(taken[-1])[1] + 1}" if taken else str(step))
+    taken = [path for path in checkpoints(folder) if layout.checkpoint_step(path) == step]
+    again = layout.checkpoint_order(taken[-1])[1] + 1 if taken else 0
+    return folder / layout.checkpoint_name(step, again)
 
 
 def _write(
@@ -254,10 +249,10 @@ def _write(
     tree = {"training": capture_training(model, callbacks), "replay": head}
     (target / _STATE).mkdir()
     write_tree(target / _STATE, tree)
-    model.save(target / "model.zip")
+    model.save(target / layout.MODEL)
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
-        normalize.save(str(target / "vecnormalize.pkl"))
+        normalize.save(str(target / layout.VECNORMALIZE))
     files = []
     for path in sorted([*target.glob("*.*"), *(target / _STATE).iterdir()]):
         size = path.stat().st_size
@@ -275,8 +270,8 @@ def _write(
         "logs": log_sizes(model.logger),
     }
     text = json.dumps({**manifest, "checksum": _checksum(manifest)}, indent=1)
-    (target / _MANIFEST).write_text(text + "\n", encoding="utf-8")
-    for path in (target / _MANIFEST, target / _STATE, target):
+    (target / layout.MANIFEST).write_text(text + "\n", encoding="utf-8")
+    for path in (target / layout.MANIFEST, target / _STATE, target):
         _sync(path)
     return manifest, written
 
@@ -285,7 +280,7 @@ def _replay_of(base: Path | None, folder: Path) -> dict[str, Any] | None:
     """Return what the checkpoint that this training goes on from says about its replay buffer."""
     if base is None or base.parent.resolve() != folder.resolve() or not base.exists():
         return None
-    manifest: dict[str, Any] = json.loads((base / _MANIFEST).read_text(encoding="utf-8"))
+    manifest: dict[str, Any] = json.loads((base / layout.MANIFEST).read_text(encoding="utf-8"))
     replay: dict[str, Any] | None = manifest["replay"]
     return replay
 
@@ -304,7 +299,7 @@ def _collect_garbage(folder: Path) -> None:
     """Delete segments that no checkpoint lists, and what a killed process has left behind."""
     used = set()
     for path in checkpoints(folder):
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((path / layout.MANIFEST).read_text(encoding="utf-8"))
         used |= {item["file"] for item in _files(manifest) if item["folder"] == _REPLAY}
     for path in (folder / _REPLAY).glob("*.zst"):
         if path.name not in used:

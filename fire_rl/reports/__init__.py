@@ -1,10 +1,11 @@
-"""Run folders → numbers, tables and pictures: ``fire-rl report``.
+"""Compare run folders in numbers, tables and pictures: ``fire-rl report``, ``docs/reports.md``.
 
-:func:`recovery` and :func:`recovery_table` tell what an intervention cost and brought,
-:func:`write_report` writes the whole report; see ``docs/reports.md``.
+:func:`write_report` writes the whole report. :func:`recovery` measures how the return went on
+after an intervention, and :func:`recovery_table` compares arms in it.
 """
 
+from fire_rl.reports.contents import recovery_table
 from fire_rl.reports.writing import write_report
-from fire_rl.runs.recovery import BINS, Episodes, Recovery, recovery, recovery_table
+from fire_rl.runs.recovery import BINS, Episodes, Recovery, recovery
 
 __all__ = ["BINS", "Episodes", "Recovery", "recovery", "recovery_table", "write_report"]

@@ -1,12 +1,12 @@
-"""How pictures look, for colour-blind readers too, and how one becomes PNG and SVG."""
+"""Style of the pictures, for colour-blind readers too, and drawing one as PNG and SVG."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 # Okabe & Ito 2008, "Color Universal Design"; without its yellow, which paper does not show.
@@ -43,23 +43,14 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn figure.
+    """A drawn figure."""
 
-    Attributes:
-        name: Of its files.
-        title: A few words.
-        caption: What is to be seen.
-        png: The file's content.
-        svg: The file's content.
-        width: In pixels of a page.
-    """
-
-    name: str
-    title: str
-    caption: str
-    png: bytes
+    name: str  # of its files
+    title: str  # a few words
+    caption: str  # how to read it
+    png: bytes  # the files' contents
     svg: bytes
-    width: int
+    width: int  # in pixels of a page
 
 
 @dataclass(frozen=True)
@@ -74,14 +65,8 @@ class Style:
 def styles(arms: Sequence[str], control: str | None) -> dict[str, Style]:
     """Return each arm's style: no two of thirty share colour and line; the control is black."""
     rivals = [arm for arm in arms if arm != control]
-    found = {
-        arm: Style(
-            COLOURS[k % len(COLOURS)],
-            _LINES[k % len(_LINES)],
-            _MARKERS[k % len(_MARKERS)],
-        )
-        for k, arm in enumerate(rivals)
-    }
+    kinds = zip(*map(itertools.cycle, (COLOURS, _LINES, _MARKERS)), strict=False)
+    found = {arm: Style(*kind) for arm, kind in zip(rivals, kinds, strict=False)}
     if control is not None:
         found[control] = Style(CONTROL_COLOUR, "-", "o")
     return found
@@ -97,24 +82,13 @@ def groups(arms: Sequence[str], control: str | None) -> list[list[str]]:
     size = _TOGETHER if first else _TOGETHER + 1
     count = max(1, -(-len(rivals) // size))
     cuts = [round(k * len(rivals) / count) for k in range(count + 1)]
-    return [first + rivals[a:b] for a, b in pairwise(cuts)]
+    return [first + rivals[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 def draw(
-    name: str,
-    title: str,
-    caption: str,
-    size: tuple[float, float],
-    paint: Callable[[Any], None],
+    name: str, title: str, caption: str, size: tuple[float, float], paint: Callable[[Any], None]
 ) -> Picture:
-    """Make a picture.
-
-    Args:
-        name: See :class:`Picture`.
-        title: See :class:`Picture`.
-        caption: See :class:`Picture`.
-        size: Width and height in inches.
-        paint: Draws on a matplotlib figure.
+    """Make a picture of ``size`` inches; ``paint`` draws on a matplotlib figure.
 
     Raises:
         ImportError: If matplotlib is missing.

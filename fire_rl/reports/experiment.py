@@ -1,67 +1,80 @@
-"""Runs that may be compared with one another: of one environment, one length and one measure."""
+"""Check that runs may be compared: one environment, one length, one measure, each run once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+
 from fire_rl.interventions import CONTROL
-from fire_rl.reports.checks import (
-    TOLERANCE,
-    Shower,
-    check_environments,
-    check_length,
-    check_seeds,
-    check_settings,
-    common_source,
-    group,
-)
-from fire_rl.reports.naming import listed
-from fire_rl.reports.runs import Run
-from fire_rl.reports.targets import atari_game, atari_scores, reward_threshold
+from fire_rl.reports.runs import RETURNS, Run, listed
+from fire_rl.runs.layout import RESULT
 from fire_rl.utils.validation import check_choice
 
+# Of the longest run: the last episode, or the last line of a log, ends somewhere before the end.
+TOLERANCE = 0.05
 # How often the 95 % interval of the IQM of so many runs holds the truth, in percent: measured with
 # 2,000 samples of normally distributed scores.
 _COVERAGE = {2: 51, 3: 73, 4: 87}
+# What two runs of an arm may differ in, because it does not change what is learned.
+_INCIDENTAL = {
+    "arms", "branch", "checkpoint", "device", "env", "eval", "fast_cnn", "imports", "log_interval",
+    "metrics", "num_threads", "seed", "tasks.seed", "vec_env",
+}  # fmt: skip
+_SCORES_FILE = Path(__file__).with_name("atari_scores.csv")
+# ALE/Breakout-v5, BreakoutNoFrameskip-v4, Breakout-ramDeterministic-v4. MinAtar/... is not Atari.
+_ATARI = re.compile(r"(?:ALE/)?(\w+?)(?:-ram)?(?:NoFrameskip|Deterministic)?-v\d+")
+
+Show = Callable[[Run], str]
+
+
+@cache
+def atari_scores() -> dict[str, tuple[float, float]]:
+    """Return ``(random, human)`` scores of the Atari games by name, such as ``"SpaceInvaders"``."""
+    with _SCORES_FILE.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        return {row["game"]: (float(row["random"]), float(row["human"])) for row in rows}
+
+
+def atari_game(env: str | None) -> str | None:
+    """Return the Atari game that an environment plays, if its scores are known, else None."""
+    match = _ATARI.fullmatch(env or "")
+    return match[1] if match and match[1] in atari_scores() else None
+
+
+def reward_threshold(env: str | None) -> float | None:
+    """Return the return at which Gymnasium calls an environment solved, None if it is not given.
+
+    Only registered environments are looked up: nothing is imported.
+    """
+    spec = gymnasium.registry.get(env or "")
+    return None if spec is None else spec.reward_threshold
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Comparable runs.
-
-    Attributes:
-        runs: All of them, until the common end.
-        arms: Their names, the control first.
-        control: The arm that others are compared with, or None.
-        games: The environments' names; more than one only for Atari games.
-        source: Where the return comes from, one of :data:`RETURNS`.
-        start: The step from which on scores count: where the arms branched off, or 0.
-        end: The last common step.
-        period: Steps of a task where tasks follow one another, else None.
-        target: The return that counts as solved, None if there is none. For Atari it is the
-            human's, see ``human``.
-        floor: The return that counts as nothing.
-        about_target: Where the target comes from, or why there is none.
-        human: Whether scores are human-normalised: Atari without tasks.
-        notes: What the reader has to know.
-    """
+    """Comparable runs."""
 
     runs: tuple[Run, ...]
-    arms: tuple[str, ...]
-    control: str | None
-    games: tuple[str, ...]
-    source: str
-    start: int
-    end: int
-    period: int | None
-    target: float | None
-    floor: float
-    about_target: str
-    human: bool
-    notes: tuple[str, ...]
+    arms: tuple[str, ...]  # the control first
+    control: str | None  # the arm that others are compared with
+    games: tuple[str, ...]  # names of environments; more than one only for Atari games
+    source: str  # where the return comes from, one of runs.RETURNS
+    start: int  # the step from which on scores count: where the arms branched off, or 0
+    end: int  # the last common step
+    period: int | None  # steps of a task where tasks follow one another
+    target: float | None  # the return that counts as solved; for Atari the human's
+    floor: float  # the return that counts as nothing
+    about_target: str  # where the target comes from, or why there is none
+    human: bool  # whether scores are human-normalised: Atari without tasks
+    notes: tuple[str, ...]  # what the reader has to know
 
     @property
     def tasks(self) -> range:
@@ -90,27 +103,25 @@ def make_experiment(
     target: float | None = None,
     floor: float | None = None,
     until: int | None = None,
-    root: Path | None = None,
 ) -> Experiment:
-    """Check that runs may be compared, and how.
+    """Check that runs may be compared, and choose how.
 
     Args:
         runs: At least one.
-        control: Name of the arm to compare with; ``"none"`` if it is there.
+        control: Name of the arm to compare with; by default ``"none"``, if it is there.
         target: The return that counts as solved; by default what is known of the environment.
         floor: The return that counts as nothing; 0 by default.
         until: Leave out what comes after this step.
-        root: What paths are shown relative to.
 
     Raises:
         ValueError: If they may not, or an argument makes no sense.
     """
-    show = Shower(runs, root)
-    games = check_environments(runs, show)
-    check_seeds(runs, show)
-    check_settings(runs, show)
-    source = common_source(runs, show)
-    end = check_length(runs, until, show)
+    show = _shower(runs)
+    games = _check_environments(runs, show)
+    _check_seeds(runs, show)
+    _check_settings(runs, show)
+    source = _common_source(runs, show)
+    end = _check_length(runs, until, show)
     arms = sorted(dict.fromkeys(run.arm for run in runs), key=lambda arm: arm != CONTROL)
     if control is not None:
         check_choice("--control", control, arms)
@@ -122,7 +133,7 @@ def make_experiment(
     tasks = runs[0].tasks
     atari = bool(games) and all(map(atari_game, games))
     human = atari and tasks is None and target is None and floor is None
-    target, floor, about = _target(games, tasks, target, floor, human)
+    target, floor, about = _target(games, target, floor, human)
     return Experiment(
         runs=tuple(runs),
         arms=tuple(arms),
@@ -140,26 +151,135 @@ def make_experiment(
     )
 
 
+def _shower(runs: Sequence[Run]) -> Show:
+    """Return a function that names a run by its path below the folder that all have in common."""
+    parents = [run.path.parts[:-1] for run in runs]
+    same = (len(set(parts)) == 1 for parts in zip(*parents, strict=False))
+    depth = len(list(itertools.takewhile(bool, same)))
+    return lambda run: str(Path(*run.path.parts[depth:]))
+
+
+def _group(runs: Sequence[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:
+    groups: dict[Any, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    return groups
+
+
+def _lines(groups: Mapping[Any, Sequence[Run]], show: Show) -> str:
+    """List what differs, and which runs have it, a line for each."""
+    return "".join(f"\n  {what}: {listed([*map(show, own)], 4)}" for what, own in groups.items())
+
+
+def _check_environments(runs: Sequence[Run], show: Show) -> list[str]:
+    """Return the environments' names; raise ValueError for a mixture."""
+    known = [run for run in runs if run.env is not None]
+    settings = _group(known, lambda run: run.setting)
+    if len(settings) < 2:
+        return sorted({str(run.env) for run in known})
+    same_but_game = {run.setting.replace(str(run.env), "", 1) for run in known}
+    if not all(atari_game(run.env) for run in known) or len(same_but_game) > 1:
+        raise ValueError(
+            "Runs of different environments cannot be compared; make a report of each. (Only "
+            f"Atari games can, with the same options.) There are{_lines(settings, show)}"
+        )
+    if unknown := [run for run in runs if run.env is None]:
+        raise ValueError(
+            "Which game these runs play is not recorded; say it with --env GAME=GLOB: "
+            f"{', '.join(map(show, unknown))}."
+        )
+    if any(run.tasks for run in known):
+        raise ValueError(f"Runs with tasks need one environment.{_lines(settings, show)}")
+    arms = {env: {r.arm for r in own} for env, own in _group(known, lambda run: run.env).items()}
+    every = set().union(*arms.values())
+    if lacking := {env: every - there for env, there in arms.items() if every - there}:
+        texts = (f"{env} lacks {', '.join(sorted(names))}" for env, names in lacking.items())
+        raise ValueError(f"Every arm needs runs of every game: {'; '.join(texts)}.")
+    return sorted(arms)
+
+
+def _check_seeds(runs: Sequence[Run], show: Show) -> None:
+    """Raise ValueError where an arm has a seed twice."""
+    for (arm, env, seed), own in _group(runs, lambda run: (run.arm, run.env, run.seed)).items():
+        if len(own) > 1:
+            raise ValueError(
+                f"Arm {arm!r} has seed {seed} {len(own)} times{f' on {env}' if env else ''}: "
+                f"{', '.join(map(show, own))}. A run counts once. Name the arms with --arm "
+                "NAME=GLOB, or put runs into <arm>/s<seed>."
+            )
+
+
+def _check_settings(runs: Sequence[Run], show: Show) -> None:
+    """Raise ValueError where one arm holds different methods."""
+    for arm, own in _group(runs, lambda run: run.arm).items():
+        known = [(run, _flat(run.config)) for run in own if run.config]
+        for (first, one), (run, other) in itertools.pairwise(known):
+            keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+            if keys:
+                what = "; ".join(f"`{k}` is {one.get(k)!r} and {other.get(k)!r}" for k in keys[:4])
+                raise ValueError(
+                    f"Arm {arm!r} holds runs with different settings: {what} in {show(first)} and "
+                    f"{show(run)}. Name two arms with --arm NAME=GLOB, or put the runs into "
+                    "<arm>/s<seed>."
+                )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key, without those that do not change what is learned."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if f"{prefix}{key}" in _INCIDENTAL:
+            continue
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _common_source(runs: Sequence[Run], show: Show) -> str:
+    """Return the best measure of the return that every run has."""
+    for source in RETURNS:
+        if all(source in run.returns for run in runs):
+            return source
+    groups = _group(runs, lambda run: ", ".join(run.returns) or "no return at all")
+    raise ValueError(
+        f"The runs have no measure of the return in common (of {', '.join(RETURNS)}):"
+        f"{_lines(groups, show)}"
+    )
+
+
+def _check_length(runs: Sequence[Run], until: int | None, show: Show) -> int:
+    """Return the last step that all runs have reached."""
+    longest, end = max(run.steps for run in runs), min(run.steps for run in runs)
+    if until is not None and until <= end:
+        return until
+    if until is not None or end < (1 - TOLERANCE) * longest:
+        wanted = "all of the same length" if until is None else f"at least {until:,} steps long"
+        ordered = sorted(runs, key=lambda run: run.steps)
+        raise ValueError(
+            f"Runs must be {wanted}; finish the short ones, leave them out, or compare the first "
+            f"steps only, with --until {end}. There are"
+            f"{_lines(_group(ordered, lambda run: f'{run.steps:,} steps'), show)}"
+        )
+    return end
+
+
 def _target(
-    games: Sequence[str],
-    tasks: Mapping[str, Any] | None,
-    target: float | None,
-    floor: float | None,
-    human: bool,
+    games: Sequence[str], target: float | None, floor: float | None, human: bool
 ) -> tuple[float | None, float, str]:
     """Return the target, the floor and a sentence about them."""
     if human:
         source = "1 is a human tester, 0 random play (Wang et al. 2016)"
-        if len(games) == 1:
-            low, high = atari_scores()[str(atari_game(games[0]))]
-            return high, low, source
-        return None, 0.0, source
-    about = "given by --target"
-    low = 0.0 if floor is None else floor
-    if target is None:
-        target = reward_threshold(games[0]) if games else None
-        about = f"at which Gymnasium calls {games[0]} solved" if games else ""
-    elif not target > low:
+        if len(games) > 1:
+            return None, 0.0, source
+        low, high = atari_scores()[str(atari_game(games[0]))]
+        return high, low, source
+    about, low = "given by --target", 0.0 if floor is None else floor
+    if target is None and games:
+        target = reward_threshold(games[0])
+        about = f"at which Gymnasium calls {games[0]} solved"
+    elif target is not None and not target > low:
         raise ValueError(
             f"`--target` must lie above --floor, {low:g}, got {target:g}: give both, for example "
             "--floor -500 --target -100."
@@ -168,41 +288,35 @@ def _target(
         what = games[0] if games else "the environment, which is not recorded,"
         return None, low, f"no target is known for {what}; give --target"
     if not target > low:
-        return None, low, (
-            f"the target {target:g}, {about}, does not lie above the floor {low:g}; give --floor"
-        )  # fmt: skip
+        why = f"the target {target:g}, {about}, does not lie above the floor {low:g}; give --floor"
+        return None, low, why
     return target, low, f"1 is a return of {target:g}, {about}, 0 one of {low:g}"
 
 
-def _notes(
-    runs: Sequence[Run], arms: Sequence[str], games: Sequence[str], show: Shower
-) -> list[str]:
+def _notes(runs: Sequence[Run], arms: Sequence[str], games: Sequence[str], show: Show) -> list[str]:
     """Return what the reader has to know about the runs."""
     notes = []
     ordered = sorted(runs, key=lambda run: arms.index(run.arm))
-    groups = group(ordered, lambda run: (run.arm, run.env))
-    single = [f"{arm}{f' ({env})' if len(games) > 1 else ''}" for arm, env in groups
-              if len(groups[arm, env]) == 1]  # fmt: skip
+    groups = _group(ordered, lambda run: (run.arm, run.env))
+    single = [f"{arm}{f' ({env})' if len(games) > 1 else ''}" for (arm, env), own in groups.items()
+              if len(own) == 1]  # fmt: skip
     if single:
         notes.append(
             f"A single seed: {', '.join(single)}. One run says nothing about others, so that there "
             "are no intervals (–)."
         )
-    few = min((len(members) for members in groups.values() if len(members) > 1), default=5)
+    few = min((len(own) for own in groups.values() if len(own) > 1), default=5)
     if few < 5:
         notes.append(
             f"{few} seeds are few: a 95 % interval of so few holds the truth in about "
             f"{_COVERAGE[few]} % of cases, and one without width says that no resample differs, "
             "not that the value is known."
         )
-    unknown = [run for run in runs if run.env is None]
-    if unknown and games:
+    if games and (unknown := [run for run in runs if run.env is None]):
         notes.append(
-            f"The environment of {listed(list(map(show, unknown)))} is not recorded; taken to be "
+            f"The environment of {listed([*map(show, unknown)])} is not recorded; taken to be "
             "that of the others."
         )
-    unfinished = [run for run in runs if not run.finished]
-    if unfinished:
-        notes.append(f"Not finished (no result.json): {listed(list(map(show, unfinished)))}.")
-    notes += [f"{show(run)}: {run.note}." for run in runs if run.note]
-    return notes
+    if unfinished := [run for run in runs if not run.finished]:
+        notes.append(f"Not finished (no {RESULT}): {listed([*map(show, unfinished)])}.")
+    return notes + [f"{show(run)}: {run.note}." for run in runs if run.note]

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fire_rl.metrics.registry import Shown
-from fire_rl.reports.experiment import Experiment
+from fire_rl.reports.experiment import Experiment, atari_game, atari_scores
 from fire_rl.reports.runs import Run
 from fire_rl.reports.statistics import bootstrap_band, bootstrap_interval, iqm
-from fire_rl.reports.targets import atari_game, atari_scores
 from fire_rl.runs.readers import Series
 from fire_rl.runs.recovery import Recovery, recovery
 
@@ -23,7 +22,18 @@ Array = NDArray[np.float64]
 BINS = 100
 # Divisible by 8 for the first eighth of a task, by 4 for its last quarter.
 TASK_BINS = 24
+# The plasticity metrics of a report, in the order of its columns, and those of them that are drawn
+# under the learning curves: log key to title.
 METRICS = Shown("table")
+CURVES = Shown("curves")
+# What is measured of a run in each task: name to title.
+TASK_PHASES = {
+    "mean": "mean",
+    "after": "just after the switch",
+    "end": "at its end",
+    "evaluated": "evaluated at its end",
+    "earlier": "evaluated on earlier tasks",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,19 @@ def estimate(statistic: Callable[..., Any], *scores: Any) -> Estimate:
     return Estimate(statistic(*scores), *bootstrap_interval(statistic, *scores))
 
 
-def bin_means(series: Series, edges: Array) -> Array:
+def known_mean(values: Sequence[float]) -> float:
+    """Return the mean of the finite values, NaN if there is none."""
+    known = [value for value in values if np.isfinite(value)]
+    return sum(known) / len(known) if known else np.nan
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the median of the finite values, NaN if there is none."""
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.median(known)) if known else np.nan
+
+
+def _bin_means(series: Series, edges: Array) -> Array:
     """Return the mean of the values in each ``(edge, next edge]``, NaN where there is none."""
     known = np.isfinite(series.values)
     steps, values = series.steps[known], series.values[known]
@@ -51,37 +73,40 @@ def bin_means(series: Series, edges: Array) -> Array:
     return total / np.where(count, count, np.nan)
 
 
-def filled(means: Array) -> Array:
-    """Interpolate over bins without a value; the ends go on level. All NaN if there is none."""
+def _interpolated(means: Array, outside: float | None = None) -> Array:
+    """Interpolate over bins without a value; beyond the ends level, or with a given value."""
     known = np.flatnonzero(np.isfinite(means))
-    return np.interp(np.arange(len(means)), known, means[known]) if len(known) else means
+    if not len(known):
+        return means
+    return np.interp(np.arange(len(means)), known, means[known], left=outside, right=outside)
 
 
-def run_bins(run: Run, experiment: Experiment, source: str | None = None) -> Array:
+def _run_bins(run: Run, experiment: Experiment) -> Array:
     """Return the mean return in each of the equal bins from which scores are made.
 
     100 of them, or 24 per complete task.
     """
-    series = run.returns[source or experiment.source]
+    series = run.returns[experiment.source]
     tasks = experiment.tasks
     if not len(tasks):
-        return filled(bin_means(series, np.linspace(experiment.start, experiment.end, BINS + 1)))
+        edges = np.linspace(experiment.start, experiment.end, BINS + 1)
+        return _interpolated(_bin_means(series, edges))
     assert experiment.period is not None
     borders = experiment.period * np.arange(tasks.start, tasks.stop + 1)
     parts = [np.linspace(a, b, TASK_BINS + 1) for a, b in pairwise(borders)]
-    return np.concatenate([filled(bin_means(series, edges)) for edges in parts])
+    return np.concatenate([_interpolated(_bin_means(series, edges)) for edges in parts])
 
 
 def score(run: Run, experiment: Experiment, kind: str) -> float:
     """Return a run's score: the ``mean`` of its bins, or of those in its last tenth (``final``)."""
-    bins = run_bins(run, experiment)
+    bins = _run_bins(run, experiment)
     if kind == "final":
         bins = bins[-max(1, round(len(bins) / 10)) :]
     known = bins[np.isfinite(bins)]
-    return float(known.mean()) if len(known) else float("nan")
+    return float(known.mean()) if len(known) else np.nan
 
 
-def human_normalised(value: Any, env: str | None) -> Any:
+def _human_normalised(value: Any, env: str | None) -> Any:
     """Return an Atari score, or an array of them, with 0 for random play and 1 for a human."""
     low, high = atari_scores()[str(atari_game(env))]
     return (value - low) / (high - low)
@@ -95,7 +120,7 @@ def scores_by_game(
     for run in sorted(experiment.of(arm), key=lambda run: run.seed):
         value = score(run, experiment, kind)
         game = run.env if run.env in found else next(iter(found))
-        found[str(game)].append(human_normalised(value, run.env) if normalised else value)
+        found[str(game)].append(_human_normalised(value, run.env) if normalised else value)
     return found
 
 
@@ -115,23 +140,21 @@ def return_curve(experiment: Experiment, arm: str, game: str | None = None) -> C
     Args:
         experiment: The runs.
         arm: Which.
-        game: Only this game's runs, raw; by default all games', human-normalised if several.
+        game: Only this game's runs, raw; by default all games, human-normalised if several.
     """
-    runs = [run for run in experiment.of(arm) if game is None or run.env == game]
     count = BINS
     if experiment.period is not None and len(experiment.tasks):
-        count = min(8, max(2, 240 // len(experiment.tasks))) * round(
-            experiment.end / experiment.period
-        )
+        bins = min(8, max(2, 240 // len(experiment.tasks)))
+        count = bins * round(experiment.end / experiment.period)
     edges = np.linspace(0, experiment.end, count + 1)
-    normalise = game is None and len(experiment.games) > 1
-    curves: dict[str | None, list[Array]] = {}
-    for run in runs:
-        means = _inner(bin_means(run.returns[experiment.source], edges))
-        curves.setdefault(run.env, []).append(
-            human_normalised(means, run.env) if normalise else means
-        )
-    return _curve((edges[1:] + edges[:-1]) / 2, list(curves.values()))
+    curves = []
+    for run in experiment.of(arm):
+        if game in (None, run.env):
+            means = _interpolated(_bin_means(run.returns[experiment.source], edges), np.nan)
+            if game is None and len(experiment.games) > 1:
+                means = _human_normalised(means, run.env)
+            curves.append((run.env, means))
+    return _curve((edges[1:] + edges[:-1]) / 2, curves)
 
 
 def metric_curve(experiment: Experiment, arm: str, tag: str) -> Curve | None:
@@ -139,84 +162,63 @@ def metric_curve(experiment: Experiment, arm: str, tag: str) -> Curve | None:
 
     At the steps at which it was logged, where these are those of every seed; else in bins.
     """
-    logged = [(run, run.scalars[tag].until(experiment.end)) for run in experiment.of(arm)
+    logged = [(run.env, run.scalars[tag].until(experiment.end)) for run in experiment.of(arm)
               if tag in run.scalars]  # fmt: skip
-    logged = [(run, series) for run, series in logged if np.isfinite(series.values).any()]
+    logged = [(env, series) for env, series in logged if np.isfinite(series.values).any()]
     if not logged:
         return None
     steps = logged[0][1].steps
-    curves: dict[str | None, list[Array]] = {}
-    shared = all(np.array_equal(series.steps, steps) for _, series in logged)
+    if all(np.array_equal(series.steps, steps) for _, series in logged):
+        return _curve(steps, [(env, series.values) for env, series in logged])
     longest = max(len(series.steps) for _, series in logged)
     edges = np.linspace(0, experiment.end, min(BINS, longest) + 1)
-    for run, series in logged:
-        values = series.values if shared else _inner(bin_means(series, edges))
-        curves.setdefault(run.env, []).append(values)
-    return _curve(steps if shared else (edges[1:] + edges[:-1]) / 2, list(curves.values()))
+    binned = [(env, _interpolated(_bin_means(series, edges), np.nan)) for env, series in logged]
+    return _curve((edges[1:] + edges[:-1]) / 2, binned)
 
 
-def _inner(means: Array) -> Array:
-    """Interpolate between bins that have a value, and nowhere else."""
-    known = np.flatnonzero(np.isfinite(means))
-    if not len(known):
-        return means
-    return np.interp(np.arange(len(means)), known, means[known], left=np.nan, right=np.nan)
-
-
-def _curve(steps: Array, games: Sequence[Sequence[Array]]) -> Curve:
-    runs = max((len(curves) for curves in games), default=0)
-    matrix = np.full((len(steps), runs, len(games)), np.nan)
-    for task, curves in enumerate(games):
-        for run, values in enumerate(curves):
-            matrix[:, run, task] = values
+def _curve(steps: Array, runs: Sequence[tuple[str | None, Array]]) -> Curve:
+    """Return the curve of runs, each with its game: their interquartile mean at each step."""
+    games = list(dict.fromkeys(game for game, _ in runs))
+    by_game = [[values for game, values in runs if game == one] for one in games]
+    matrix = np.full((len(steps), max(map(len, by_game), default=0), len(games)), np.nan)
+    for task, curves in enumerate(by_game):
+        matrix[:, : len(curves), task] = np.transpose(curves)
     return Curve(steps, iqm(matrix), *bootstrap_band(iqm, matrix))
+
+
+def plasticity_tag(role: str, metric: str) -> str:
+    """Return the log key of a metric of a network."""
+    return f"plasticity/{role}/{metric}"
 
 
 def roles_of(experiment: Experiment) -> list[str]:
     """Return the networks whose plasticity was logged: ``actor``, ``critic``, ..."""
-    found = {
-        tag.split("/")[1]: None
-        for run in experiment.runs
-        for tag in run.scalars
-        if tag.startswith("plasticity/") and tag.count("/") == 2
-    }
-    return sorted(found)
+    tags = {tuple(tag.split("/")) for run in experiment.runs for tag in run.scalars}
+    return sorted({parts[1] for parts in tags if len(parts) == 3 and parts[0] == "plasticity"})
 
 
-@dataclass(frozen=True)
-class TaskNumbers:
-    """What one run did in one task.
+def task_values(experiment: Experiment, arm: str) -> dict[str, dict[int, list[float]]]:
+    """Return by phase, the names of :data:`TASK_PHASES`, and task the values of an arm's runs.
 
-    Attributes:
-        mean: Return over the task.
-        after: Return in its first eighth.
-        end: Return in its last quarter.
-        evaluated: Return of an evaluation at the end of the task; NaN without one.
-        earlier: Mean return of evaluations on earlier tasks then; NaN without.
+    ``evaluated`` is the return of an evaluation at the end of the task, ``earlier`` the mean
+    return of evaluations on earlier tasks then; NaN without one.
     """
-
-    mean: float
-    after: float
-    end: float
-    evaluated: float
-    earlier: float
-
-
-def task_numbers(run: Run, experiment: Experiment) -> dict[int, TaskNumbers]:
-    """Return a run's numbers by task."""
-    bins = run_bins(run, experiment).reshape(-1, TASK_BINS)
-    found = {}
-    for row, task in enumerate(experiment.tasks):
-        evaluated = [r for r in run.task_evaluations if r.get("trained_task") == task]
-        # A task that recurs is evaluated under its first number, the last of its lines.
-        own, earlier = [r["return"] for r in evaluated[-1:]], [r["return"] for r in evaluated[:-1]]
-        found[task] = TaskNumbers(
-            mean=float(bins[row].mean()),
-            after=float(bins[row, : TASK_BINS // 8].mean()),
-            end=float(bins[row, -TASK_BINS // 4 :].mean()),
-            evaluated=own[0] if own else float("nan"),
-            earlier=float(np.mean(earlier)) if earlier else float("nan"),
-        )
+    found: dict[str, dict[int, list[float]]] = {phase: {} for phase in TASK_PHASES}
+    for run in experiment.of(arm):
+        bins = _run_bins(run, experiment).reshape(-1, TASK_BINS)
+        for row, task in zip(bins, experiment.tasks, strict=True):
+            lines = [line for line in run.task_evaluations if line.get("trained_task") == task]
+            returns = [line["return"] for line in lines]
+            values = (
+                row.mean(),
+                row[: TASK_BINS // 8].mean(),
+                row[-TASK_BINS // 4 :].mean(),
+                # A task that recurs is evaluated under its first number, the last of its lines.
+                returns[-1] if returns else np.nan,
+                np.mean(returns[:-1]) if returns[1:] else np.nan,
+            )
+            for phase, value in zip(TASK_PHASES, values, strict=True):
+                found[phase].setdefault(task, []).append(float(value))
     return found
 
 
@@ -253,56 +255,42 @@ def _episodes(
 ) -> list[tuple[int, float]]:
     series = run.returns[experiment.source]
     kept = (series.steps > after) & (series.steps <= until) & np.isfinite(series.values)
-    return list(
-        zip(series.steps[kept].astype(int).tolist(), series.values[kept].tolist(), strict=True)
-    )
+    steps, values = series.steps[kept].astype(int), series.values[kept]
+    return list(zip(steps.tolist(), values.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
 class LayerEvent:
-    """What one event did to one layer. Empty spectra were not recorded."""
+    """What one event did to one layer."""
 
-    role: str
-    layer: str
-    shape: tuple[int, ...]
-    relative_sfe: float
-    dfi_before: float
+    shape: tuple[int, ...]  # of the weight
+    relative_sfe: float  # squared Frobenius error over the squared norm before
+    dfi_before: float  # deviation from isometry per singular value
     dfi_after: float
-    spectrum_before: tuple[float, ...]
+    spectrum_before: tuple[float, ...]  # singular values; empty if they were not recorded
     spectrum_after: tuple[float, ...]
 
 
 def layer_events(runs: Sequence[Run]) -> dict[tuple[str, str], list[LayerEvent]]:
-    """Return by network and layer what all events of some runs did to it, if they did anything.
-
-    DfI is per singular value, the squared Frobenius error relative to the squared norm before.
-    """
+    """Return by network and layer what all events of some runs did to it, if they did anything."""
     found: dict[tuple[str, str], list[LayerEvent]] = {}
     for run in runs:
         for event in run.events:
             for role, changes in event["networks"].items():
                 for layer in changes["layers"]:
                     if layer.get("action") != "keep":
-                        one = _layer_event(role, layer)
-                        found.setdefault((role, one.layer), []).append(one)
+                        one = _layer_event(layer)
+                        found.setdefault((role, str(layer["name"])), []).append(one)
     return found
 
 
-def _layer_event(role: str, layer: Mapping[str, Any]) -> LayerEvent:
+def _layer_event(layer: Mapping[str, Any]) -> LayerEvent:
     count, norm = layer["num_singular_values"] or np.nan, layer["norm_before"]
     return LayerEvent(
-        role=role,
-        layer=str(layer["name"]),
         shape=tuple(layer["shape"]),
-        relative_sfe=layer["sfe"] / norm**2 if norm else float("nan"),
+        relative_sfe=layer["sfe"] / norm**2 if norm else np.nan,
         dfi_before=layer["dfi_before"] / count,
         dfi_after=layer["dfi_after"] / count,
         spectrum_before=tuple(layer.get("spectrum_before", ())),
         spectrum_after=tuple(layer.get("spectrum_after", ())),
     )
-
-
-def median(values: Sequence[float]) -> float:
-    """Return the median of what is known, NaN if nothing is."""
-    known = [value for value in values if np.isfinite(value)]
-    return float(np.median(known)) if known else float("nan")

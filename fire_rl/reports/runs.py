@@ -1,56 +1,45 @@
-"""Find run folders and read each into a frozen record."""
+"""Find run folders, and read each into a frozen record with its arm and its seed."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from fire_rl.reports import naming
-from fire_rl.runs import readers
-from fire_rl.runs.episodes import FILE as EPISODES
+from fire_rl.interventions import CONTROL
+from fire_rl.runs import layout, readers
 from fire_rl.runs.readers import Series
 
 # The return of a run, best first: every episode, or what SB3 logs of them.
-RETURNS = (EPISODES, "monitor.csv", "rollout/ep_rew_mean", "eval/mean_reward")
-_SKIPPED = {"checkpoints", "videos", "__pycache__"}
+RETURNS = (layout.EPISODES, layout.MONITOR, "rollout/ep_rew_mean", "eval/mean_reward")
+_SKIPPED = {layout.CHECKPOINTS, layout.VIDEOS, "__pycache__"}
+_SEED = re.compile(r"(?:s|seed|run)[_-]?(\d+)", re.IGNORECASE)  # s0, seed_0
+_NUMBERED = re.compile(r"(.+?)[_-](?:s|seed|run)?(\d+)", re.IGNORECASE)  # PPO_1, fire_s0
+
+Rules = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run, as its folder tells it.
-
-    Attributes:
-        path: The folder.
-        arm: What it is compared as.
-        seed: Of the run.
-        env: Name of the environment; None if nothing tells it.
-        config: ``config.yaml``, or empty.
-        steps: How many environment steps it has made.
-        finished: Whether a ``result.json`` says that it came to its end.
-        branch_step: The step at which it branched off a trunk, None if it did not.
-        returns: The return by source, the names of :data:`RETURNS`.
-        scalars: All logged scalars by tag.
-        events: The reports of its interventions.
-        task_evaluations: The rows of ``continual.csv``.
-        note: What has to be said about the files, or an empty string.
-    """
+    """One run, as its folder describes it."""
 
     path: Path
-    arm: str
+    arm: str  # the method that it is a run of
     seed: int
-    env: str | None
-    config: Mapping[str, Any]
-    steps: int
-    finished: bool
-    branch_step: int | None
-    returns: Mapping[str, Series]
-    scalars: Mapping[str, Series]
-    events: Sequence[Mapping[str, Any]]
-    task_evaluations: Sequence[Mapping[str, float]]
-    note: str = ""
+    env: str | None  # None if it is not recorded
+    config: Mapping[str, Any]  # the run's values, or empty
+    steps: int  # environment steps it has made
+    finished: bool  # whether its result file says that it came to its end
+    branch_step: int | None  # where it branched off a trunk, None if it did not
+    returns: Mapping[str, Series]  # by source, the names of RETURNS
+    scalars: Mapping[str, Series]  # all that was logged, by tag
+    events: Sequence[Mapping[str, Any]]  # the reports of its interventions
+    task_evaluations: Sequence[Mapping[str, float]]  # evaluations at the end of each task
+    note: str = ""  # a note about the files for the reader
 
     @property
     def tasks(self) -> Mapping[str, Any] | None:
@@ -91,7 +80,7 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
         if not path.is_dir():
             raise ValueError(f"{path} is a file; give the run folder that it is in.")
         here = [folder for folder in _folders(path.resolve()) if _has_data(folder)]
-        runs = [folder for folder in here if not naming.is_trunk(folder)]
+        runs = [folder for folder in here if not _is_trunk(folder)]
         if not runs:
             raise ValueError(_no_run(path, here))
         found |= dict.fromkeys(runs)
@@ -105,7 +94,12 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def _has_data(folder: Path) -> bool:
-    return any(path.is_file() for pattern in readers.DATA for path in folder.glob(pattern))
+    return any(path.is_file() for pattern in layout.RUN_DATA for path in folder.glob(pattern))
+
+
+def _is_trunk(path: Path) -> bool:
+    """Whether a folder is the run that an experiment's arms branch off: ``s<seed>/trunk``."""
+    return path.name == layout.TRUNK and _SEED.fullmatch(path.parent.name) is not None
 
 
 def _no_run(path: Path, trunks: Sequence[Path]) -> str:
@@ -114,12 +108,12 @@ def _no_run(path: Path, trunks: Sequence[Path]) -> str:
     there = sorted(child.name for child in path.iterdir())[:5]
     return (
         f"{path} holds no run, nor does any folder in it. A run folder has TensorBoard events "
-        f"({readers.EVENTS}), {readers.PROGRESS}, {EPISODES} or monitor.csv; there is "
+        f"({layout.EVENTS}), {layout.PROGRESS}, {layout.EPISODES} or {layout.MONITOR}; there is "
         f"{', '.join(there) + (', ...' if len(there) == 5 else '') if there else 'nothing'}."
     )
 
 
-def read_run(path: Path, arms: naming.Rules = (), envs: naming.Rules = ()) -> Run:
+def read_run(path: Path, arms: Rules = (), envs: Rules = ()) -> Run:
     """Read a run folder.
 
     Args:
@@ -132,7 +126,7 @@ def read_run(path: Path, arms: naming.Rules = (), envs: naming.Rules = ()) -> Ru
         ValueError: If a file cannot be read.
     """
     config = readers.read_config(path)
-    arm, seed = naming.arm_and_seed(path, config, arms)
+    arm, seed = arm_and_seed(path, config, arms)
     scalars, note = readers.read_scalars(path)
     returns = readers.read_returns(path)
     returns |= {tag: scalars[tag] for tag in RETURNS if tag in scalars}
@@ -142,7 +136,7 @@ def read_run(path: Path, arms: naming.Rules = (), envs: naming.Rules = ()) -> Ru
         path=path,
         arm=arm,
         seed=seed,
-        env=naming.by_rule(path, envs) or _environment(path, config),
+        env=by_rule(path, envs) or _environment(path, config),
         config=config,
         steps=steps,
         finished=finished or not config,
@@ -159,14 +153,88 @@ def _environment(path: Path, config: Mapping[str, Any]) -> str | None:
     """Return the environment's name: the configuration's, else SB3's Monitor's."""
     if "env" in config:
         return str(config["env"])
-    names = (readers.read_monitor(file)[0] for file in sorted(path.glob(readers.MONITORS)))
+    names = (readers.read_monitor(file)[0] for file in sorted(path.glob(layout.MONITORS)))
     return next(filter(None, names), None)
 
 
 def _branch_step(config: Mapping[str, Any]) -> int | None:
-    """Return the step of the checkpoint that a run branched off, the name of its folder."""
+    """Return the step of the checkpoint that a run branched off, None if it is no branch."""
     branch = config.get("branch")
-    if not isinstance(branch, Mapping):
+    try:
+        return layout.checkpoint_step(str(branch["checkpoint"])) if branch else None
+    except (KeyError, TypeError, ValueError):
         return None
-    step = Path(str(branch.get("checkpoint", ""))).name.partition(".")[0]
-    return int(step) if step.isdigit() else None
+
+
+def parse_rule(text: str, flag: str) -> tuple[str, str]:
+    """Read ``NAME=GLOB``.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    name, separator, pattern = text.partition("=")
+    if not (name.strip() and separator and pattern.strip()):
+        raise ValueError(
+            f"`{flag}` must be NAME=GLOB, such as slow=lr_1e-4/s*, matched against the end of each "
+            f"run folder's path; got {text!r}."
+        )
+    return name.strip(), pattern.strip()
+
+
+def by_rule(path: Path, rules: Rules) -> str | None:
+    """Return the name of the first rule whose pattern matches a path or the end of it."""
+    return next((name for name, glob in rules if _matches(path, glob)), None)
+
+
+def check_rules(paths: Sequence[Path], rules: Rules, flag: str) -> None:
+    """Raise ValueError for a rule that matches no run."""
+    for name, glob in rules:
+        if not any(_matches(path, glob) for path in paths):
+            raise ValueError(
+                f"`{flag} {name}={glob}` matches none of the run folders: "
+                f"{listed(list(map(str, paths)))}."
+            )
+
+
+def _matches(path: Path, glob: str) -> bool:
+    text = path.as_posix()
+    return fnmatchcase(text, glob) or fnmatchcase(text, f"*/{glob}")
+
+
+def arm_and_seed(path: Path, config: Mapping[str, Any], rules: Rules) -> tuple[str, int]:
+    """Return the arm and the seed of a run.
+
+    ``<arm>/s<seed>`` and ``s<seed>/<arm>`` give both; else the configuration does; else names such
+    as ``PPO_1`` and ``fire_s1``; else the folder's name is the arm, and the seed 0.
+    """
+    own, parent = _SEED.fullmatch(path.name), _SEED.fullmatch(path.parent.name)
+    if own:
+        arm, seed = path.parent.name, int(own[1])
+    elif parent:
+        arm, seed = path.name, int(parent[1])
+    elif config:
+        arm, seed = _by_config(config)
+    else:
+        numbered = _NUMBERED.fullmatch(path.name)
+        arm, seed = (numbered[1], int(numbered[2])) if numbered else (path.name, 0)
+    return by_rule(path, rules) or arm, seed
+
+
+def _by_config(config: Mapping[str, Any]) -> tuple[str, int]:
+    """Return the branch's arm or the interventions' names, and the seed."""
+    branch = config.get("branch")
+    if isinstance(branch, Mapping) and branch.get("arm"):
+        arm = str(branch["arm"])
+    else:
+        given = config.get("intervention") or []
+        entries = given if isinstance(given, list) else [given]
+        names = [str(e.get("name")) if isinstance(e, Mapping) else str(e) for e in entries]
+        arm = "+".join(names) or CONTROL
+    seed = config.get("seed", 0)
+    return arm, seed if isinstance(seed, int) else 0
+
+
+def listed(words: Sequence[str], limit: int = 6) -> str:
+    """Return words with commas, the first ones only if there are many."""
+    more = f" and {len(words) - limit} more" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + more

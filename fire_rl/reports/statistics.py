@@ -60,9 +60,9 @@ def mean(scores: Scores) -> Any:
 def optimality_gap(scores: Scores, target: float = 1.0) -> Any:
     """Return by how much the runs fall short of a target, ``mean(max(target - score, 0))``.
 
-    What lies above the target makes up for nothing. See :func:`iqm` for the shapes.
+    A score above the target does not offset one below it. See :func:`iqm` for the shapes.
     """
-    # `minimum` hands NaN on.
+    # `minimum` passes NaN on.
     return _float(target - np.asarray(mean(np.minimum(_matrix(scores), target))))
 
 
@@ -107,9 +107,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the percentile interval of a statistic under stratified bootstrap.
 
-    The runs of each task are drawn anew, with replacement, independently of other tasks and of the
-    other arm. Where a task has a single run nothing can be said about others: the interval is
-    ``(nan, nan)``. With few runs it is too narrow, as every bootstrap is.
+    The runs of each task are resampled with replacement, independently of other tasks and of the
+    other arm. Where a task has a single run there is no interval: ``(nan, nan)``. With few runs the
+    interval is too narrow, as with every bootstrap.
 
     Args:
         statistic: One of this module's, or any function that takes arrays of shape
@@ -122,9 +122,8 @@ def bootstrap_interval(
     Example:
         >>> bootstrap_interval(iqm, [3.0, 4.0, 5.0, 9.0])
         (3.0, 9.0)
-        >>> fire, none = [4.0, 5.0, 9.0], [3.0, 4.0, 2.0]
-        >>> bootstrap_interval(probability_of_improvement, fire, none)
-        (0.7777777777777778, 1.0)
+        >>> bootstrap_interval(probability_of_improvement, [3.0, 4.0, 5.0], [1.0, 2.0, 6.0])
+        (0.0, 1.0)
     """
     low, high = bootstrap_band(statistic, *scores, confidence=confidence, reps=reps, seed=seed)
     if low.ndim:
@@ -201,7 +200,7 @@ def _matrix(scores: Scores) -> Array:
 
 
 def _resample(arm: Array, reps: int, generator: np.random.Generator) -> Array:
-    """Draw the runs of each task anew: ``(reps, ..., runs, tasks)``."""
+    """Resample the runs of each task: ``(reps, ..., runs, tasks)``."""
     *_, runs, tasks = arm.shape
     known_at = np.isfinite(arm).reshape(-1, runs, tasks)
     present = np.asarray(known_at.any(axis=0))

@@ -1,16 +1,16 @@
-"""Tables: of what cells are made, and how they look in Markdown, CSV, HTML and JSON."""
+"""A table, and the one way it is printed: Markdown, CSV, plain values, a data frame."""
 
 from __future__ import annotations
 
-import csv
-import html
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from fire_rl.reports.measures import Estimate
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 DASH = "–"
 Cell = str | int | float | Estimate
@@ -31,89 +31,97 @@ class Table:
     name: str
     title: str
     about: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+    def is_text(self, column: int) -> bool:
+        """Whether a column holds words only: it is aligned to the left."""
+        return all(isinstance(row[column], str) for row in self.rows)
 
     def without_empty_columns(self) -> Table:
         """Leave out the columns in which no row has a value."""
-        kept = [k for k in range(len(self.columns)) if any(not _empty(row[k]) for row in self.rows)]
-        return Table(
-            self.name, self.title, self.about, tuple(self.columns[k] for k in kept),
-            tuple(tuple(row[k] for k in kept) for row in self.rows),
-        )  # fmt: skip
+        columns = range(len(self.columns))
+        kept = [k for k in columns if not all(_is_empty(row[k]) for row in self.rows)]
+        rows = [[row[k] for k in kept] for row in self.rows]
+        return replace(self, columns=[self.columns[k] for k in kept], rows=rows)
 
     def to_markdown(self) -> str:
         """Return it with padded columns."""
-        lines = [list(self.columns)]
-        lines += [[_markdown(show(cell)) for cell in row] for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        left = [self._is_text(k) for k in range(len(self.columns))]
-        rule = ["-" * w if t else "-" * (w - 1) + ":" for w, t in zip(widths, left, strict=True)]
-        padded = [
-            [c.ljust(w) if t else c.rjust(w) for c, w, t in zip(line, widths, left, strict=True)]
-            for line in lines
-        ]
-        return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
+        left = [self.is_text(k) for k in range(len(self.columns))]
+        return markdown(self.columns, [[show(cell) for cell in row] for row in self.rows], left)
+
+    def to_frame(self) -> DataFrame:
+        """Return it as a data frame of pandas; an estimate has three columns.
+
+        Raises:
+            ImportError: If pandas is missing.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("Tables need pandas: pip install 'fire-rl[report]'") from None
+        frame: dict[str, list[Any]] = {}
+        for name, cells in zip(self.columns, zip(*self.rows, strict=True), strict=True):
+            if any(isinstance(cell, Estimate) for cell in cells):
+                for end, key in (("", "value"), (" low", "low"), (" high", "high")):
+                    frame[name + end] = [getattr(cell, key, math.nan) for cell in cells]
+            else:
+                frame[name] = list(cells)
+        return pandas.DataFrame(frame)
 
     def to_csv(self) -> str:
-        """Return it at full precision: an estimate has three columns, what is missing is empty."""
-        estimates = [any(isinstance(row[k], Estimate) for row in self.rows)
-                     for k in range(len(self.columns))]  # fmt: skip
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        header: list[str] = []
-        for name, is_estimate in zip(self.columns, estimates, strict=True):
-            header += [name, f"{name} low", f"{name} high"] if is_estimate else [name]
-        writer.writerow(header)
-        for row in self.rows:
-            cells: list[Any] = []
-            for cell, is_estimate in zip(row, estimates, strict=True):
-                if isinstance(cell, Estimate):
-                    cells += [cell.value, cell.low, cell.high]
-                else:
-                    cells += [cell, "", ""] if is_estimate else [cell]
-            writer.writerow(["" if _is_nan(cell) else cell for cell in cells])
-        return text.getvalue()
-
-    def to_html(self) -> str:
-        """Return a ``<table>``."""
-        left = [' class="text"' if self._is_text(k) else "" for k in range(len(self.columns))]
-        head = "".join(
-            f"<th{kind} scope='col'>{html.escape(name)}</th>"
-            for name, kind in zip(self.columns, left, strict=True)
-        )
-        body = []
-        for row in self.rows:
-            first, *rest = (html.escape(show(cell)) for cell in row)
-            cells = "".join(f"<td{kind}>{c}</td>" for c, kind in zip(rest, left[1:], strict=True))
-            body.append(f"<tr><th{left[0]} scope='row'>{first}</th>{cells}</tr>")
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        """Return it at full precision, as :meth:`to_frame` has it; what is missing is empty."""
+        text: str = self.to_frame().to_csv(index=False, lineterminator="\n")
+        return text
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values, ready for JSON; what is no number becomes None."""
+        """Return it as plain values."""
         rows = [
-            {name: _plain(cell) for name, cell in zip(self.columns, row, strict=True)}
+            {name: vars(cell) if isinstance(cell, Estimate) else cell
+             for name, cell in zip(self.columns, row, strict=True)}
             for row in self.rows
-        ]
+        ]  # fmt: skip
         return {"title": self.title, "about": self.about, "rows": rows}
 
-    def _is_text(self, column: int) -> bool:
-        return all(isinstance(row[column], str) for row in self.rows)
+
+def markdown(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[bool], pad: bool = True
+) -> str:
+    """Return a table in Markdown.
+
+    Args:
+        columns: The names.
+        rows: The cells.
+        left: Which columns are aligned to the left; the others are to the right.
+        pad: Whether all cells of a column get the same width.
+    """
+    lines = [[text.replace("|", "\\|").replace("\n", " ") for text in line]
+             for line in (columns, *rows)]  # fmt: skip
+    widths = [max(map(len, cells)) if pad else 1 for cells in zip(*lines, strict=True)]
+    sides = ["<" if is_left else ">" for is_left in left]
+    form = " | ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
+    head, *body = (f"| {form.format(*line)} |" for line in lines)
+    if pad:
+        rule = "|".join(f" {'-' * (width - 1)}{'-' if is_left else ':'} "
+                        for width, is_left in zip(widths, left, strict=True))  # fmt: skip
+    else:
+        rule = "|".join("---" if is_left else "---:" for is_left in left)
+    return "\n".join([head, f"|{rule}|", *body])
 
 
 def show(cell: Cell) -> str:
     """Return a cell with four digits: ``82.41 [80.12, 84.9]``, and a dash for what is not known."""
     if isinstance(cell, Estimate):
-        if _is_nan(cell.value):
+        if math.isnan(cell.value):
             return DASH
-        limits = DASH if _is_nan(cell.low) else f"{number(cell.low)}, {number(cell.high)}"
-        return f"{number(cell.value)} [{limits}]"
+        limits = DASH if math.isnan(cell.low) else f"{_number(cell.low)}, {_number(cell.high)}"
+        return f"{_number(cell.value)} [{limits}]"
     if isinstance(cell, str):
         return cell or DASH
-    return f"{cell:,}" if isinstance(cell, int) else number(cell)
+    return f"{cell:,}" if isinstance(cell, int) else _number(cell)
 
 
-def number(value: float) -> str:
+def _number(value: float) -> str:
     """Return four digits of a number, with commas."""
     if not math.isfinite(value):
         return DASH if math.isnan(value) else str(value)
@@ -123,25 +131,6 @@ def number(value: float) -> str:
     return "0" if value == 0 else f"{value:.3g}" if size < 0.01 else f"{value:.4g}"
 
 
-def sections(tables: Sequence[Table]) -> str:
-    """Return all tables in Markdown, each with its title and its explanation."""
-    parts = [f"## {table.title}\n\n{table.about}\n\n{table.to_markdown()}\n" for table in tables]
-    return "\n".join(parts)
-
-
-def _markdown(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
-
-
-def _empty(cell: Cell) -> bool:
-    return _is_nan(cell.value if isinstance(cell, Estimate) else cell) or cell == ""
-
-
-def _plain(cell: Cell) -> Any:
-    if isinstance(cell, Estimate):
-        return {"value": _plain(cell.value), "low": _plain(cell.low), "high": _plain(cell.high)}
-    return None if _is_nan(cell) else cell
+def _is_empty(cell: Cell) -> bool:
+    value = cell.value if isinstance(cell, Estimate) else cell
+    return value == "" if isinstance(value, str) else math.isnan(value)

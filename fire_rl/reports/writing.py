@@ -1,28 +1,44 @@
-"""Write a whole report: tables, pictures, one page, and all numbers as JSON."""
+"""Write a whole report: tables, pictures, one HTML page, and all numbers as JSON."""
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fire_rl.reports import measures, naming
+from fire_rl.reports import measures
 from fire_rl.reports.contents import make_tables
 from fire_rl.reports.experiment import Experiment, make_experiment
-from fire_rl.reports.runs import find_runs, read_run
-from fire_rl.reports.tables import Table, sections
+from fire_rl.reports.runs import check_rules, find_runs, parse_rule, read_run
+from fire_rl.reports.tables import Table, show
 from fire_rl.utils.jsonable import without_nan
 from fire_rl.utils.validation import check_choice
+from fire_rl.utils.version import VERSION
+
+if TYPE_CHECKING:
+    from fire_rl.reports.drawing import Picture
 
 FORMAT = "fire-rl report"
 _INDEX = "report.json"
+# Of the page: a heading, its tables, and how the names of its pictures begin.
+_SECTIONS = (
+    ("Scores", ("scores", "games"), ("scores",)),
+    ("Learning curves", (), ("curves", "games")),
+    ("Changing tasks", ("continual", "tasks"), ("tasks",)),
+    ("Recovery from interventions", ("recovery",), ()),
+    ("Plasticity", ("plasticity",), ()),
+    ("What surgery did", ("surgery",), ("sfe", "spectrum")),
+    ("Runs", ("runs",), ()),
+)
+_FOLDED = 16  # tables with more rows than this are folded
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
+    """A report that was written.
 
     Attributes:
         page: The HTML page.
@@ -60,8 +76,8 @@ def write_report(
         target: The return that counts as solved.
         floor: The return that counts as nothing; 0 by default.
         until: Leave out what comes after this step.
-        arms: ``NAME=GLOB``: runs whose path ends so are this arm.
-        envs: ``NAME=GLOB``: runs whose path ends so are in this environment.
+        arms: ``NAME=GLOB``: the arm of the runs whose path ends like the pattern.
+        envs: ``NAME=GLOB``: their environment.
         title: Of the page.
 
     Raises:
@@ -70,9 +86,8 @@ def write_report(
         ImportError: If a package of the extra ``report`` is missing.
         ValueError: If there is no run, or the runs cannot be compared.
     """
-    from fire_rl.reports.curves import draw_curves, draw_games, draw_scores, draw_tasks
-    from fire_rl.reports.page import make_page
-    from fire_rl.reports.surgery_pictures import draw_surgery
+    from fire_rl.reports.figures import draw_curves, draw_games, draw_scores, draw_tasks
+    from fire_rl.reports.spectra import draw_surgery
 
     check_choice("--score", score, ("mean", "final"))
     folder = Path(out)
@@ -89,11 +104,9 @@ def write_report(
     heading = title or f"{', '.join(experiment.games) or 'Runs'}: {_names(experiment.arms)}"
     lead = _lead(experiment)
     page = make_page(heading, lead, experiment.notes, tables, pictures)
-    text = "\n".join([f"# {heading}", "", lead, "", *(f"- {n}" for n in experiment.notes), ""])
-    files: dict[str, str | bytes] = {
-        "report.html": page,
-        "report.md": f"{text}\n{sections(tables)}",
-    }
+    text = [f"# {heading}", "", lead, "", *(f"- {note}" for note in experiment.notes), ""]
+    text += [f"## {table.title}\n\n{table.about}\n\n{table.to_markdown()}\n" for table in tables]
+    files: dict[str, str | bytes] = {"report.html": page, "report.md": "\n".join(text)}
     for table in tables:
         files[f"tables/{table.name}.md"] = table.to_markdown() + "\n"
         files[f"tables/{table.name}.csv"] = table.to_csv()
@@ -114,11 +127,11 @@ def write_report(
 def _read(
     runs: Sequence[str | Path], arms: Sequence[str], envs: Sequence[str], **options: Any
 ) -> Experiment:
-    arm_rules = [naming.parse_rule(text, "--arm") for text in arms]
-    env_rules = [naming.parse_rule(text, "--env") for text in envs]
+    arm_rules = [parse_rule(text, "--arm") for text in arms]
+    env_rules = [parse_rule(text, "--env") for text in envs]
     paths = find_runs(runs)
-    naming.check_rules(paths, arm_rules, "--arm")
-    naming.check_rules(paths, env_rules, "--env")
+    check_rules(paths, arm_rules, "--arm")
+    check_rules(paths, env_rules, "--env")
     return make_experiment([read_run(path, arm_rules, env_rules) for path in paths], **options)
 
 
@@ -141,43 +154,73 @@ def _lead(experiment: Experiment) -> str:
 
 
 def _numbers(experiment: Experiment, tables: Sequence[Table], kind: str) -> dict[str, Any]:
+    """Return all numbers of a report as plain values."""
     runs = [
         {
             "path": str(run.path),
-            "arm": run.arm,
-            "seed": run.seed,
-            "env": run.env,
-            "steps": run.steps,
+            **{name: getattr(run, name) for name in ("arm", "seed", "env", "steps")},
             "score": measures.score(run, experiment, kind),
             "events": measures.event_steps(run, experiment),
         }
         for run in experiment.runs
     ]
-    curves = {arm: {"return": measures.return_curve(experiment, arm)} for arm in experiment.arms}
-    for role in measures.roles_of(experiment):
-        for metric in measures.METRICS:
-            for arm in experiment.arms:
-                tag = f"plasticity/{role}/{metric}"
-                curve = measures.metric_curve(experiment, arm, tag)
-                if curve is not None:
-                    curves[arm][tag] = curve
+    tags = [measures.plasticity_tag(role, metric)
+            for role in measures.roles_of(experiment) for metric in measures.METRICS]  # fmt: skip
+    curves = {}
+    for arm in experiment.arms:
+        own = {tag: measures.metric_curve(experiment, arm, tag) for tag in tags}
+        own = {"return": measures.return_curve(experiment, arm), **own}
+        curves[arm] = {
+            tag: {name: values.tolist() for name, values in vars(curve).items()}
+            for tag, curve in own.items() if curve is not None
+        }  # fmt: skip
+    names = ("control", "start", "end", "target", "floor", "about_target", "notes")
     return {
         "returns_from": experiment.source,
         "score": kind,
-        "control": experiment.control,
-        "start": experiment.start,
-        "end": experiment.end,
-        "target": experiment.target,
-        "floor": experiment.floor,
-        "about_target": experiment.about_target,
-        "notes": list(experiment.notes),
+        **{name: getattr(experiment, name) for name in names},
         "runs": runs,
         "tables": {table.name: table.to_dict() for table in tables},
-        "curves": {
-            arm: {tag: {k: v.tolist() for k, v in vars(c).items()} for tag, c in own.items()}
-            for arm, own in curves.items()
-        },
+        "curves": curves,
     }
+
+
+def make_page(
+    title: str,
+    lead: str,
+    notes: Sequence[str],
+    tables: Sequence[Table],
+    pictures: Sequence[Picture],
+) -> str:
+    """Return one HTML page with everything in it: no other file, no outside address, no script.
+
+    ``lead`` says what was compared, ``notes`` what the reader has to know first.
+
+    Raises:
+        ImportError: If jinja2 is missing.
+    """
+    try:
+        import jinja2
+    except ImportError:
+        raise ImportError("The page needs jinja2: pip install 'fire-rl[report]'") from None
+    sections = []
+    for heading, names, kinds in _SECTIONS:
+        own = {
+            "heading": heading,
+            "anchor": heading.lower().replace(" ", "-"),
+            "tables": [table for table in tables if table.name in names],
+            "pictures": [one for one in pictures if one.name.partition("_")[0] in kinds],
+        }
+        if own["tables"] or own["pictures"]:
+            sections.append(own)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    return environment.get_template("page.html.j2").render(
+        title=title, lead=lead, notes=notes, sections=sections, folded=_FOLDED, version=VERSION,
+        show=show, base64=lambda data: base64.b64encode(data).decode("ascii"),
+    )  # fmt: skip
 
 
 def _check_free(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The training's episodes, all of them: when each ended, its return and its length."""
+"""Every episode of a training: the step at which it ended, its return and its length."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-FILE = "episodes.csv"
-_COLUMNS = ("step", "return", "length")
+from fire_rl.runs.layout import EPISODE_COLUMNS, EPISODES
 
 
 class EpisodeLog:
@@ -40,11 +39,11 @@ class EpisodeLog:
         return self.episodes[first:last]
 
     def write(self, folder: Path) -> None:
-        """Write ``episodes.csv``, whole."""
+        """Write the file of episodes, all of it."""
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / FILE).open("w", newline="", encoding="utf-8") as file:
+        with (folder / EPISODES).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(_COLUMNS)
+            writer.writerow(EPISODE_COLUMNS)
             for (step, score), length in zip(self.episodes, self._lengths, strict=True):
                 writer.writerow((step, score, length))
 
@@ -65,10 +64,11 @@ class EpisodeLog:
 
 
 def read_episodes(folder: str | Path) -> list[tuple[int, float]]:
-    """Read ``episodes.csv`` of a folder.
+    """Read the file of episodes of a run folder: steps and returns.
 
     Raises:
         FileNotFoundError: If there is none.
     """
-    with (Path(folder) / FILE).open(newline="", encoding="utf-8") as file:
-        return [(int(row["step"]), float(row["return"])) for row in csv.DictReader(file)]
+    with (Path(folder) / EPISODES).open(newline="", encoding="utf-8") as file:
+        step, score, _ = EPISODE_COLUMNS
+        return [(int(row[step]), float(row[score])) for row in csv.DictReader(file)]

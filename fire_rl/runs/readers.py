@@ -1,4 +1,4 @@
-"""Read what training leaves in a folder, whole: TensorBoard events, CSV, JSON lines."""
+"""Read the files of a run folder: TensorBoard events, CSV, JSON lines. No point is left out."""
 
 from __future__ import annotations
 
@@ -14,14 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fire_rl.runs.episodes import FILE as EPISODES
+from fire_rl.runs import layout
 from fire_rl.runs.episodes import read_episodes
-
-EVENTS = "events.out.tfevents.*"
-PROGRESS = "progress.csv"
-MONITORS = "*monitor.csv"  # SB3's Monitor: monitor.csv, or 0.monitor.csv, 1.monitor.csv, ...
-DATA = (EVENTS, PROGRESS, MONITORS, EPISODES)
-_STEP = "time/total_timesteps"
 
 
 @dataclass(frozen=True)
@@ -50,13 +44,13 @@ class Series:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read ``config.yaml``; empty if there is none.
+    """Read a run's values; empty if there is none.
 
     Raises:
         ImportError: If PyYAML is missing.
         ValueError: If it is no mapping.
     """
-    path = folder / "config.yaml"
+    path = folder / layout.CONFIG
     if not path.exists():
         return {}
     try:
@@ -73,23 +67,23 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_scalars(folder: Path) -> tuple[dict[str, Series], str]:
-    """Read all scalars by tag, from TensorBoard events if there are any, else ``progress.csv``.
+    """Read all scalars by tag, from TensorBoard events if there are any, else from SB3's CSV log.
 
     Returns:
-        The scalars, and what has to be said about them, or an empty string.
+        The scalars, and a note about them for the reader, or an empty string.
 
     Raises:
         ImportError: If there are events only and tensorboard is missing.
     """
-    has_events = any(folder.glob(EVENTS))
-    has_csv = (folder / PROGRESS).exists()
+    has_events = any(folder.glob(layout.EVENTS))
+    has_csv = (folder / layout.PROGRESS).exists()
     if has_events:
         try:
             return _read_events(folder), ""
         except ImportError:
             if not has_csv:
                 raise ImportError(_missing("tensorboard", folder)) from None
-    return _read_progress(folder / PROGRESS) if has_csv else ({}, "")
+    return _read_progress(folder / layout.PROGRESS) if has_csv else ({}, "")
 
 
 def _missing(package: str, path: Path) -> str:
@@ -114,15 +108,17 @@ def _read_events(folder: Path) -> dict[str, Series]:
 
 
 def _read_progress(path: Path) -> tuple[dict[str, Series], str]:
-    """Read SB3's ``progress.csv``. Rows of callbacks may not tell their step: the last one's."""
+    """Read SB3's CSV log. A row without a step, as callbacks write, gets the step before it."""
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
     step, guessed = 0.0, 0
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            told = _number(row.get(_STEP))
-            step, guessed = (step, guessed + 1) if told is None else (told, guessed)
+            given = _number(row.get(layout.STEP_COLUMN))
+            step, guessed = (step, guessed + 1) if given is None else (given, guessed)
             for tag, text in row.items():
-                value = _number(text) if isinstance(tag, str) and tag != _STEP else None
+                value = (
+                    _number(text) if isinstance(tag, str) and tag != layout.STEP_COLUMN else None
+                )
                 if value is not None:
                     points[tag].append((step, value))
     note = f"{guessed} rows of {path.name} tell no step; they count at that of the row before"
@@ -138,11 +134,11 @@ def _number(text: Any) -> float | None:
 
 
 def read_returns(folder: Path) -> dict[str, Series]:
-    """Read the return of every training episode, from ``episodes.csv`` and from SB3's Monitor."""
+    """Read the return of every training episode, by the file it comes from."""
     found = {}
-    if (folder / EPISODES).exists():
-        found[EPISODES] = Series.of(read_episodes(folder))
-    monitors = sorted(folder.glob(MONITORS))
+    if (folder / layout.EPISODES).exists():
+        found[layout.EPISODES] = Series.of(read_episodes(folder))
+    monitors = sorted(folder.glob(layout.MONITORS))
     if monitors:
         points: list[tuple[float, float]] = []
         for path in monitors:
@@ -150,7 +146,7 @@ def read_returns(folder: Path) -> dict[str, Series]:
             # Environments side by side: one step of each is as many agent steps.
             steps = np.cumsum([length for _, length in rows]) * len(monitors)
             points += zip(steps.tolist(), [score for score, _ in rows], strict=True)
-        found["monitor.csv"] = Series.of(points)
+        found[layout.MONITOR] = Series.of(points)
     return {name: series for name, series in found.items() if len(series.steps)}
 
 
@@ -175,7 +171,7 @@ def read_monitor(path: Path) -> tuple[str | None, list[tuple[float, int]]]:
     return (name if isinstance(name, str) and name != "None" else None), rows
 
 
-def read_events(folder: Path, name: str = "interventions.jsonl") -> list[dict[str, Any]]:
+def read_events(folder: Path, name: str = layout.INTERVENTIONS) -> list[dict[str, Any]]:
     """Read the reports of interventions that changed a model; null becomes NaN.
 
     Lines of other kinds are left out, and a last line that a killed run has not finished.
@@ -195,8 +191,8 @@ def read_events(folder: Path, name: str = "interventions.jsonl") -> list[dict[st
 
 
 def read_tasks(folder: Path) -> list[dict[str, float]]:
-    """Read ``continual.csv``: evaluations at the end of each task, on it and on earlier ones."""
-    path = folder / "continual.csv"
+    """Read the evaluations at the end of each task, on it and on earlier ones."""
+    path = folder / layout.CONTINUAL
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -207,8 +203,8 @@ def read_tasks(folder: Path) -> list[dict[str, float]]:
 
 
 def read_length(folder: Path, series: Sequence[Series]) -> tuple[int, bool]:
-    """Return how many steps a run has made, and whether its ``result.json`` says so."""
-    path = folder / "result.json"
+    """Return how many steps a run has made, and whether its result file says so."""
+    path = folder / layout.RESULT
     if path.exists():
         try:
             return int(json.loads(path.read_text(encoding="utf-8"))["num_timesteps"]), True

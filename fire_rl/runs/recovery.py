@@ -1,18 +1,21 @@
-"""What an intervention cost and what it brought: dip, recovery and plateau of the return.
+"""How the return went on after an intervention: its dip, its recovery and its plateau.
 
-Everything here is a pure function of training episodes, ``(step at which it ended, return)``.
+:func:`recovery` is a pure function of training episodes, ``(step at which it ended, return)``;
+:class:`RecoveryLog` collects them while a model trains.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fire_rl.runs.episodes import EpisodeLog
 from fire_rl.utils.validation import check_int
 
 Episodes = Sequence[tuple[int, float]]
@@ -24,11 +27,13 @@ BINS = 20
 _LEVEL_BINS = 4
 # Where a task is solved, noise alone keeps a curve below its own mean for ever.
 _TOLERANCE = 0.05
+# What a training logs of each recovery; the rest compares it with a control.
+_SHOWN = ("before", "dip", "steps_to_regain", "area_lost", "plateau")
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """How the return went on after an event. NaN where there were no episodes to tell from.
+    """How the return went on after an event. NaN where no episode ended.
 
     The steps from the event to the end are cut into 20 equal bins. The curve is each bin's mean
     return, interpolated over bins in which no episode ended; a level is the mean over a fifth of
@@ -38,15 +43,16 @@ class Recovery:
         step: Environment steps of the event.
         end: Up to which step it was observed.
         before: Level just before.
-        dip: How far the lowest bin lies below ``before``, at least 0. So it does a little by noise
-            alone: compare it with the control's.
-        steps_to_regain: Environment steps from the event to the end of the first bin that is back
-            at ``before``, but for 5 % of its magnitude, and from which on that level holds; 0 if
-            the curve never fell below that, NaN if it is not regained.
+        dip: How far the lowest bin lies below ``before``, at least 0. Noise alone makes a small
+            dip: compare it with the control's.
+        steps_to_regain: Environment steps from the event to the end of the first bin that is within
+            5 % of ``before`` and from which on the level stays there; 0 if the curve never fell
+            below that, NaN if it is not regained.
         area_lost: ``∫ max(before - curve, 0)`` up to the end, in return times steps.
         plateau: Level at the end.
         episodes: Number of episodes after the event.
-        gain: Mean of the curve minus that of the control; NaN without a control. So are the next.
+        gain: Mean of the curve minus that of the control. This and what follows is NaN without a
+            control.
         plateau_gain: Plateau minus that of the control.
         dip_below_control: How far the curve falls below the control's in any bin, at least 0.
         steps_to_reach_control: As ``steps_to_regain``, with the control's curve for ``before``.
@@ -76,7 +82,7 @@ def recovery(episodes: Episodes, step: int, end: int, control: Episodes | None =
     Args:
         episodes: Of the run, before and after the event: step at which it ended, return.
         step: Environment steps of the event; an episode that ends at this step came before.
-        end: Up to which step to look: the end of the run, or the next event.
+        end: The last step to measure: the end of the run, or the next event.
         control: The episodes of the run without the event, from the same checkpoint and seed.
 
     Raises:
@@ -111,40 +117,71 @@ def recovery(episodes: Episodes, step: int, end: int, control: Episodes | None =
     )
 
 
-def recovery_table(arms: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Return a table of arms in Markdown: mean ± standard deviation over their seeds.
+class RecoveryLog:
+    """Collect a training's episodes and events; log the recovery from each event at the end.
 
     Args:
-        arms: Arm to one mapping per seed: :meth:`Recovery.to_dict`, and any of ``policy_kl``,
-            ``action_difference`` and ``value_shift`` at the moment of surgery.
+        name: The intervention's name.
 
-    ``regained`` counts the seeds that regained the return; the steps are the mean over these.
+    Attributes:
+        episodes: All training episodes.
+        steps: The step of each event.
     """
-    columns = {
-        "before": "before",
-        "dip": "dip",
-        "steps_to_regain": "steps to regain",
-        "area_lost": "area lost",
-        "plateau": "plateau",
-        "steps_to_reach_control": "steps to reach none",
-        "plateau_gain": "plateau - none",
-        "gain": "mean - none",
-        "policy_kl": "policy KL",
-        "action_difference": "action diff",
-        "value_shift": "value shift",
-    }
-    rows = [seed for seeds in arms.values() for seed in seeds]
-    shown = {key: label for key, label in columns.items() if any(key in row for row in rows)}
-    header = ["arm", "seeds", "regained", *shown.values()]
-    lines = [header]
-    for arm, seeds in arms.items():
-        regained = sum(not math.isnan(seed["steps_to_regain"]) for seed in seeds)
-        cells = [_cell([seed.get(key, math.nan) for seed in seeds]) for key in shown]
-        lines.append([arm, str(len(seeds)), f"{regained} of {len(seeds)}", *cells])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.episodes = EpisodeLog()
+        self.steps: list[int] = []
+        self._logged = 0  # events whose recovery is logged
+
+    def start(self, step: int) -> None:
+        """Begin a call of ``learn()``; forget everything where it counts steps from 0 again."""
+        if self.episodes.episodes and step < self.episodes.episodes[-1][0]:
+            self.episodes, self.steps, self._logged = EpisodeLog(), [], 0
+
+    def results(self, now: int, first: int = 0) -> list[Recovery]:
+        """Return the recovery from each event, up to the next one or to now."""
+        found = []
+        for step, end in pairwise([*self.steps[first:], now]):
+            if end > step:
+                near = self.episodes.between(step - (end - step), end)
+                found.append(recovery(near, step, end))
+        return found
+
+    def log_results(
+        self, now: int, append: Callable[[Mapping[str, Any]], None], writer: Any
+    ) -> str:
+        """Log the recoveries that are not logged yet; return the last one as a line of text.
+
+        Args:
+            now: The last step.
+            append: Adds an entry to a file of JSON lines.
+            writer: TensorBoard's, or None.
+        """
+        new = [result for result in self.results(now, self._logged) if result.episodes]
+        for result in new:
+            numbers = result.to_dict()
+            append({"recovery": self.name, **numbers})
+            if writer is not None:
+                for key in _SHOWN:
+                    writer.add_scalar(f"recovery/{self.name}/{key}", numbers[key], result.step)
+        # A later call of learn() goes on from the last event: its recovery is logged again.
+        self._logged = max(self._logged, len(self.steps) - 1)
+        if not new:
+            return ""
+        words = [f"{key.replace('_', ' ')} {getattr(new[-1], key):,.4g}" for key in _SHOWN]
+        more = f" (the last of {len(new)} events)" if len(new) > 1 else ""
+        event = f"{self.name} at step {new[-1].step:,}{more}"
+        return f"recovery from {event}: {', '.join(words)}"
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain values."""
+        return {"episodes": self.episodes.get_state(), "steps": self.steps, "told": self._logged}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`get_state`."""
+        self.episodes.set_state(state["episodes"])
+        self.steps, self._logged = list(state["steps"]), state["told"]
 
 
 def _mean(episodes: Episodes, after: float, until: float) -> float:
@@ -173,14 +210,3 @@ def _bins_until(curve: _Array, reference: _Array) -> float:
         return 0.0
     back = [k for k in range(fallen[0], BINS) if above[k] >= 0 and levels[k] >= 0]
     return back[0] + 1.0 if back else math.nan
-
-
-def _cell(values: Sequence[float]) -> str:
-    known = [value for value in values if not math.isnan(value)]
-    if not known:
-        return "-"
-    mean = f"{np.mean(known):,.4g}" if abs(np.mean(known)) < 1e4 else f"{np.mean(known):,.0f}"
-    if len(known) < 2:
-        return mean
-    spread = np.std(known, ddof=1)
-    return f"{mean} ± {spread:,.2g}" if spread < 1e4 else f"{mean} ± {spread:,.0f}"

@@ -11,6 +11,7 @@ from typing import Any
 from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
 
 from fire_rl.metrics.registry import Shown
+from fire_rl.runs.layout import CONTINUED_LOGS
 from fire_rl.sb3.internals import event_file
 from fire_rl.utils.jsonable import without_nan
 
@@ -91,7 +92,7 @@ def cut_logs(logger: Logger, sizes: Mapping[str, int]) -> None:
 
 
 def continue_csv(logger: Logger, text: str) -> None:
-    """Let a new logger's ``progress.csv`` go on from an earlier one's content."""
+    """Let a new logger's CSV file go on from an earlier one's content."""
     for output in logger.output_formats:
         if isinstance(output, CSVOutputFormat) and text:
             output.file.write(text)
@@ -100,5 +101,4 @@ def continue_csv(logger: Logger, text: str) -> None:
 
 
 def _log_files(folder: Path) -> list[Path]:
-    names = ("events.out.tfevents.*", "progress.csv", "interventions.jsonl")
-    return [path for name in names for path in folder.glob(name)]
+    return [path for name in CONTINUED_LOGS for path in folder.glob(name)]

@@ -45,7 +45,8 @@ def test_the_wheel_holds_fire_rl_only(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert tops == {"fire_rl", f"fire_rl-{PROJECT['version']}.dist-info"}
-    assert {"fire_rl/py.typed", "fire_rl/reports/atari_scores.csv"} <= set(names)
+    data = {"py.typed", "reports/atari_scores.csv", "reports/page.html.j2"}
+    assert {f"fire_rl/{name}" for name in data} <= set(names)
     shipped = {name for name in names if name.endswith(".py")}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "fire_rl").rglob("*.py")}
     assert shipped == sources

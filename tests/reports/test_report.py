@@ -16,15 +16,15 @@ import pytest
 import yaml
 
 from fire_rl.cli import main as fire_rl
-from fire_rl.reports import write_report
+from fire_rl.reports import recovery_table, write_report
 from fire_rl.reports.contents import make_tables, task_estimates
-from fire_rl.reports.curves import draw_curves, draw_games, draw_scores
 from fire_rl.reports.drawing import groups, styles
 from fire_rl.reports.experiment import make_experiment
+from fire_rl.reports.figures import draw_curves, draw_games, draw_scores
 from fire_rl.reports.measures import Estimate, recoveries, return_curve, score
-from fire_rl.reports.page import make_page
 from fire_rl.reports.runs import find_runs, read_run
-from fire_rl.reports.tables import Table, show
+from fire_rl.reports.tables import Table, markdown, show
+from fire_rl.reports.writing import make_page
 from fire_rl.runs.recovery import recovery
 from tests.helpers.report_runs import constant, write_run
 from tests.helpers.runs import ENVIRONMENT
@@ -353,6 +353,63 @@ def test_names_may_be_anything(tmp_path):
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
 
 
+def test_every_text_of_the_page_is_escaped(tmp_path):
+    """Of arms, environments, layers, interventions, titles and notes, through write_report."""
+    name = "<script>alert('&')<|script>"
+    layers = {
+        "name": name, "action": "project", "shape": [2, 2], "num_singular_values": 2,
+        "norm_before": 1.0, "sfe": 0.1, "dfi_before": 1.0, "dfi_after": 0.5,
+        "spectrum_before": [2.0, 1.0], "spectrum_after": [1.0, 1.0],
+    }  # fmt: skip
+    networks = {name: {"layers": [layers]}}
+    for arm in ("none", name):
+        path = write_run(tmp_path / "runs" / arm / "s0", constant((1000, 10.0)), env=name)
+        events(path, 500, networks=networks, intervention=name)
+        header = f"time/total_timesteps,plasticity/{name.replace('/', '|')}/weight_norm"
+        (path / "progress.csv").write_text(f"{header}\n500,1\n")
+    page = write_report([tmp_path / "runs"], tmp_path / "out", title=name).page.read_text()
+    for text in (name, "<script", "('&')"):
+        assert text not in page
+    escaped = page.count("&lt;script&gt;alert(&#39;&amp;&#39;)&lt;|script&gt;")
+    assert escaped > 20
+    assert not Addresses(page).tags & {"script"}
+
+
+def test_the_recovery_of_arms_pools_their_seeds():
+    """Before: 10. The event at 1000 throws it to 2, at 1250 it is back at 10, later at 14."""
+    flat = constant((2000, 10.0))
+    dipped = constant((1000, 10.0), (1250, 2.0), (1600, 10.0), (2000, 14.0))
+    lost = constant((1000, 10.0), (2000, 2.0))
+    fire = recovery(dipped, 1000, 2000, flat).to_dict()
+    arms = {
+        "none": [recovery(flat, 1000, 2000, flat).to_dict()] * 2,
+        "fire": [{**fire, "policy_kl": kl} for kl in (0.1, 0.3)],
+        "lost": [recovery(lost, 1000, 2000, flat).to_dict()],
+    }
+    text = recovery_table(arms, "none").to_markdown()
+    assert len({len(line) for line in text.splitlines()}) == 1
+    header, _, _, *lines = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()
+    )
+    fire, lost = (dict(zip(header, line, strict=True)) for line in lines)
+    assert (fire["events"], fire["regained"]) == ("2", "2 of 2")
+    assert fire["plateau - none"] == "4 [4, 4]"
+    assert fire["policy KL"] == "0.2 [0.1, 0.3]"
+    assert (lost["regained"], lost["steps to regain"]) == ("0 of 1", "–")
+    assert lost["policy KL"] == "–"
+    assert "action diff" not in header  # of no arm
+
+
+def test_markdown_without_padding():
+    rows = [["`fire`", "1"], ["a|b", "20"]]
+    assert markdown(["arm", "x"], rows, [True, False], pad=False).splitlines() == [
+        "| arm | x |", "|---|---:|", "| `fire` | 1 |", "| a\\|b | 20 |",
+    ]  # fmt: skip
+    assert markdown(["arm", "x"], rows, [True, False]).splitlines() == [
+        "| arm    |  x |", "| ------ | -: |", "| `fire` |  1 |", "| a\\|b   | 20 |",
+    ]  # fmt: skip
+
+
 def test_tables_show_four_digits_and_keep_all():
     cells = ("a", 12345, 0.123456789, Estimate(1234.5, 1000, 2000), math.nan, Estimate(math.nan))
     columns = ("name", "count", "share", "score", "nothing", "none")
@@ -366,7 +423,10 @@ def test_tables_show_four_digits_and_keep_all():
         "score low": "1000", "score high": "2000", "nothing": "", "none": "", "none low": "",
         "none high": "",
     }  # fmt: skip
-    assert one.without_empty_columns().columns == ("name", "count", "share", "score")
+    assert list(one.without_empty_columns().columns) == ["name", "count", "share", "score"]
+    frame = one.to_frame()
+    assert frame["score high"].tolist() == [2000]
+    assert frame["share"].tolist() == [0.123456789]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 6, 14])
@@ -415,7 +475,7 @@ def test_faults_are_one_line(tmp_path, capfd):
     assert "unknown argument '--contrl'. Did you mean '--control'?" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["matplotlib", "yaml", "tensorboard"])
+@pytest.mark.parametrize("module", ["jinja2", "matplotlib", "pandas", "yaml", "tensorboard"])
 def test_what_is_not_installed_is_named_with_its_extra(module, tmp_path, monkeypatch, capfd):
     folder = write_run(tmp_path / "runs" / "fire" / "s0", constant((1000, 10.0)), seed=0)
     if module == "tensorboard":

@@ -12,11 +12,21 @@ from stable_baselines3.common.env_util import make_vec_env
 from torch.utils.tensorboard import SummaryWriter
 
 from fire_rl import FireCallback, PlasticityMetricsCallback
-from fire_rl.reports.experiment import make_experiment
+from fire_rl.reports.experiment import (
+    atari_game,
+    atari_scores,
+    make_experiment,
+    reward_threshold,
+)
 from fire_rl.reports.measures import score
-from fire_rl.reports.naming import arm_and_seed, by_rule, check_rules, parse_rule
-from fire_rl.reports.runs import find_runs, read_run
-from fire_rl.reports.targets import atari_game, atari_scores, reward_threshold
+from fire_rl.reports.runs import (
+    arm_and_seed,
+    by_rule,
+    check_rules,
+    find_runs,
+    parse_rule,
+    read_run,
+)
 from fire_rl.runs.readers import read_events, read_scalars
 from tests.helpers.report_runs import constant, write_run
 

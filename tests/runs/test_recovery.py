@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fire_rl.runs.recovery import recovery, recovery_table
+from fire_rl.runs.recovery import recovery
 
 
 def run(*levels):
@@ -106,23 +106,3 @@ def test_shifting_every_return_shifts_the_levels_only(returns, shift):
     assert two.dip == pytest.approx(one.dip, abs=1e-6)
     assert one.dip >= 0
     assert one.area_lost >= 0
-
-
-def test_the_table_shows_every_arm_and_pools_its_seeds():
-    arms = {
-        "none": [recovery(FLAT, 1000, 2000, FLAT).to_dict()] * 2,
-        "fire": [
-            {**recovery(DIPPED, 1000, 2000, FLAT).to_dict(), "policy_kl": kl} for kl in (0.1, 0.3)
-        ],
-        "lost": [recovery(run((0, 10.0), (1000, 2.0), (2000, 0.0)), 1000, 2000, FLAT).to_dict()],
-    }
-    header, rule, none, fire, lost = recovery_table(arms).splitlines()
-    assert len({len(line) for line in (header, rule, none, fire, lost)}) == 1
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (header, fire, lost)]
-    fire_cells = dict(zip(cells[0], cells[1], strict=True))
-    assert fire_cells["regained"] == "2 of 2"
-    assert fire_cells["plateau - none"] == "4 ± 0"
-    assert fire_cells["policy KL"] == "0.2 ± 0.14"
-    lost_cells = dict(zip(cells[0], cells[2], strict=True))
-    assert (lost_cells["regained"], lost_cells["steps to regain"]) == ("0 of 1", "-")
-    assert lost_cells["policy KL"] == "-"

@@ -1,4 +1,4 @@
-"""Pictures of surgery: singular values before and after, what it moved and what it gained."""
+"""Pictures of surgery: singular values before and after, squared Frobenius error against DfI."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Layers = Mapping[tuple[str, str], Sequence[LayerEvent]]
 
 def draw_surgery(experiment: Experiment) -> list[Picture]:
     """Draw the spectra of each arm that changed any, and SFE against DfI layer by layer."""
-    look = styles(experiment.arms, experiment.control)
+    style_of = styles(experiment.arms, experiment.control)
     by_arm = {arm: layer_events(experiment.of(arm)) for arm in experiment.arms}
-    found = [_trade_off(by_arm, look)] if any(by_arm.values()) else []
+    found = [_trade_off(by_arm, style_of)] if any(by_arm.values()) else []
     for arm, layers in by_arm.items():
         kept = {
             key: [e for e in events if e.spectrum_before and e.spectrum_after]
@@ -73,7 +73,7 @@ def _spectrum(axis: Any, values: Sequence[float], **kwargs: Any) -> None:
     axis.plot(place, np.where(array > 0, array, np.nan), **kwargs)
 
 
-def _trade_off(by_arm: Mapping[str, Layers], look: Mapping[str, Style]) -> Picture:
+def _trade_off(by_arm: Mapping[str, Layers], style_of: Mapping[str, Style]) -> Picture:
     """Draw for each layer what each arm moved (SFE) and what it brought (DfI)."""
     keys = list(dict.fromkeys(key for layers in by_arm.values() for key in layers))
     arms = [arm for arm, layers in by_arm.items() if layers]
@@ -88,7 +88,7 @@ def _trade_off(by_arm: Mapping[str, Layers], look: Mapping[str, Style]) -> Pictu
             events = by_arm[arm].get(key, [])
             if not events:
                 continue
-            style = look[arm]
+            style = style_of[arm]
             few = events[:: 1 + len(events) // _FAINT]
             axis.plot(
                 [max(event.relative_sfe, _KEPT) for event in few],
@@ -113,7 +113,7 @@ def _trade_off(by_arm: Mapping[str, Layers], look: Mapping[str, Style]) -> Pictu
         "relative to the squared norm before), low is nearer to isometry (deviation from isometry "
         f"per singular value of the weight over FIRE's scale). {_left_out(dict.fromkeys(keys, ()))}"
     )
-    handles = [(shorten(arm, 26), look[arm]) for arm in arms]
+    handles = [(shorten(arm, 26), style_of[arm]) for arm in arms]
     return _panels(
         "sfe_dfi", "What surgery moved and what it brought", caption, keys, panel,
         "DfI per singular value", "relative SFE", handles,
