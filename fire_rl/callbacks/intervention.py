@@ -63,10 +63,10 @@ class InterventionCallback(RolloutCallback):
         save_before: Folder for a copy of the model of just before each event.
         probe_size: Observations to measure on before and after; by default ``max(1024, 2 D)``.
         head_refit: Whether to fit the output layers to their old answers after each event, see
-            :class:`~fire_rl.sb3.aids.HeadRefit`; its options as a mapping.
+            :class:`~fire_rl.HeadRefit`; its options as a mapping.
         warmup_updates: Gradient steps on the replay buffer after each event, before acting again.
         restart_exploration: Environment steps over which DQN's ε falls from 1 to where it was
-            after each event, or a mapping, see :class:`~fire_rl.sb3.aids.ExplorationRestart`.
+            after each event, or a mapping, see :class:`~fire_rl.ExplorationRestart`.
         seed: Of the callback's own random numbers; by default the model's.
         verbose: 1 for the planned steps at the start and one line per event.
 

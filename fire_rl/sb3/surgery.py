@@ -72,7 +72,7 @@ def apply_intervention(
             model's buffer, and nothing is measured while it is empty.
         seed: Of the intervention's own random numbers; by default the model's seed plus its steps.
         head_refit: Whether to fit the output layers, in closed form, to what they answered on the
-            probe before; see :class:`~fire_rl.sb3.aids.HeadRefit`.
+            probe before; see :class:`~fire_rl.HeadRefit`.
         live: Draws the observations that the networks train on now, for interventions that judge
             units; by default those of ``probe``.
 
