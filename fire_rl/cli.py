@@ -64,7 +64,7 @@ class Inspect:
     """Print JSON instead of a table."""
 
     def run(self) -> str:
-        """Inspect the file; return what there is to say."""
+        """Inspect the file; return what is printed."""
         inspection = inspect_file(read_model_file(self.model))
         if self.json:
             return json.dumps(inspection.to_dict(), indent=2)
@@ -99,7 +99,7 @@ class Apply:
     algo: Annotated[str | None, _ALGO] = None
 
     def run(self) -> str:
-        """Write the new file; return what there is to say."""
+        """Write the new file; return what is printed."""
         file = read_model_file(self.model)
         if self.out is None and not self.dry_run:
             raise ValueError("`--out FILE` is needed: where to write the new file (or --dry-run).")
@@ -151,16 +151,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(_printable(command.run()))
             status = 0
         except (ValueError, OSError, ImportError, RecursionError) as error:
-            _tell(command, f"error: {error}")
+            _print_to_stderr(_prog(command), f"error: {error}")
             status = 2
-    told = [str(note.message) for note in notes if issubclass(note.category, UserWarning)]
-    for text in dict.fromkeys(told):
-        _tell(command, f"note: {text}")
+    texts = [str(note.message) for note in notes if issubclass(note.category, UserWarning)]
+    for text in dict.fromkeys(texts):
+        _print_to_stderr(_prog(command), f"note: {text}")
     return status
 
 
 def _parse(words: list[str]) -> Command:
-    """Read the flags, or print help or what is wrong with them and exit."""
+    """Read the flags. If help is asked for or a flag is wrong, print that and exit."""
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        hint = nearest(words[0], list(COMMANDS))
+        _print_to_stderr("fire-rl", f"error: unknown command {words[0]!r}.{hint}")
+        raise SystemExit(2)
     kinds = tuple(
         Annotated[kind, tyro.conf.subcommand(name, description=_description(name, words[:1]))]
         for name, kind in COMMANDS.items()
@@ -177,16 +181,16 @@ def _parse(words: list[str]) -> Command:
     )
     if unknown:
         hint = nearest(unknown[0], list(_flags(command)))
-        _tell(command, f"error: unknown argument {unknown[0]!r}.{hint}")
+        _print_to_stderr(_prog(command), f"error: unknown argument {unknown[0]!r}.{hint}")
         raise SystemExit(2)
     return command
 
 
 def _description(name: str, asked: Sequence[str]) -> str:
-    """Return the first line of a command's documentation, or all of it if help may be asked for.
+    """Return the first line of a command's documentation; all of it for the command in ``asked``.
 
-    Paragraphs are wrapped, which tyro leaves to the terminal. Their lines are indented, since tyro
-    joins a line that begins with a letter to the one before.
+    Paragraphs are wrapped here, since tyro does not wrap them. Their further lines are indented:
+    tyro would join a line that begins with a letter to the line before it.
     """
     text = inspect.cleandoc(COMMANDS[name].__doc__ or "")
     if name not in asked:
@@ -210,12 +214,16 @@ def _flags(command: object) -> Iterator[str]:
             yield f"--{field.name.replace('_', '-')}"
 
 
-def _tell(command: Command, text: str) -> None:
-    print(_printable(f"fire-rl {type(command).__name__.lower()}: {text}"), file=sys.stderr)
+def _prog(command: Command) -> str:
+    return f"fire-rl {type(command).__name__.lower()}"
+
+
+def _print_to_stderr(prog: str, text: str) -> None:
+    print(_printable(f"{prog}: {text}"), file=sys.stderr)
 
 
 def _printable(text: str) -> str:
-    """Without control characters: names in a stranger's file may not steer the terminal."""
+    """Replace control characters: names in a stranger's file must not control the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 

@@ -1,4 +1,4 @@
-"""Interventions on files: an SB3 zip without its code, with it, or a bare state dict."""
+"""Apply FIRE to files: to SB3 zips, with or without the code in them, and to bare state dicts."""
 
 from __future__ import annotations
 
@@ -42,25 +42,24 @@ ALGORITHMS: Mapping[str, tuple[str, str]] = {
     "trpo": ("sb3_contrib", "TRPO"),
 }
 _LAYER_RULES = ("hidden", "conv", "head", "biases", "norm_layers", "log_std")
-# What a bare state dict does not tell.
+# Options that need what a bare state dict does not say.
 _OF_ZIPS = ("networks", "target", "entropy_temperature", "norm_layers", "log_std")
-# Tables of vectors that are looked up, which have no bias: named so in torch, timm and Hugging
-# Face's models.
+# Names of embeddings (tables of vectors, without a bias) in torch, timm and Hugging Face's models.
 _EMBEDDING = re.compile(r"(^|[._])(\w*emb\w*|wte|wpe|lookup\w*|codebook\w*)($|[._])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
 class FileSurgery:
-    """What an intervention makes of a file.
+    """The result of an intervention on a file.
 
     Attributes:
         file: The file as it was read; its tensors may have changed since.
         content: New content of the members that differ now.
-        layers: What became of each layer.
-        report: Of the whole intervention; None for a bare state dict.
-        recognised: What the policy was taken for.
-        kept: For a bare state dict, tensors of two and more dimensions that are no layer's, with
-            the reason.
+        layers: The change of each layer.
+        report: The report of the whole intervention; None for a bare state dict.
+        recognised: The algorithms whose policies look like this one, or ``"state dict"``.
+        kept: For a bare state dict, each tensor of two or more dimensions that belongs to no layer,
+            with the reason.
     """
 
     file: ModelFile
@@ -94,14 +93,14 @@ def operate_on_file(
     """Apply FIRE to the content of a file; nothing is written.
 
     Args:
-        file: What was read; its tensors change in place.
-        options: Of FIRE, and ``preset``.
+        file: The file that was read; its tensors change in place.
+        options: Options of FIRE, and ``preset``.
         algorithm: If given, the zip is loaded with this class, which unpickles what it holds.
-        initial: A zip of the same policy as it began, for ``source="initial"``.
-        seed: Of new draws; by default the model's seed plus its steps.
+        initial: A file of the same network before training, for ``source="initial"``.
+        seed: Seed of new draws; by default the model's seed plus its steps.
 
     Raises:
-        ValueError: If the file is not understood, or an option cannot hold for it.
+        ValueError: If the file is not recognised, or an option is not possible for it.
     """
     fire = make_intervention({"name": "fire", **options})
     assert isinstance(fire, FIRE)
@@ -114,8 +113,8 @@ def operate_on_file(
             stand_in = make_stand_in(file)
         except ValueError as error:
             raise ValueError(
-                f"{error} What it does cannot be told from the tensors alone. If you trust whoever "
-                "made the file, --trust --algo NAME loads it with SB3, which runs code from it."
+                f"{error} The tensors alone do not say what it computes. If you trust whoever made "
+                "the file, --trust --algo NAME loads it with SB3, which runs code from it."
             ) from error
         model, recognised = stand_in.model, stand_in.kind.algorithms
         content: Callable[[], Mapping[str, Any]] = stand_in.content
@@ -139,7 +138,7 @@ def find_algorithm(name: str) -> type[BaseAlgorithm]:
     """Return the class of an algorithm, by rl_zoo3's name or as ``"module:Class"``.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no such algorithm.
     """
     module, colon, attribute = name.partition(":")
     if not colon:
@@ -160,7 +159,7 @@ def find_algorithm(name: str) -> type[BaseAlgorithm]:
 
 
 def state_dict_layers(file: ModelFile) -> tuple[nn.Module, Mapping[str, str]]:
-    """Build the layers of a bare state dict, and say which weights are none and why."""
+    """Build the layers of a bare state dict; also return which tensors are no layer's, and why."""
     tensors = file.tensors
     recurrent = {n.rpartition(".")[0] for n in tensors if n.endswith("weight_ih_l0")}
 
@@ -172,7 +171,7 @@ def state_dict_layers(file: ModelFile) -> tuple[nn.Module, Mapping[str, str]]:
     depthwise: set[str] = set()
     skeleton = build_skeleton(tensors, hint)
     convs = [layer for layer in weight_layers(skeleton) if layer.kind == "conv"]
-    # A kernel with one input channel is the first one's, of grey images, or a depthwise one.
+    # One input channel: a first convolution on grey images, or else a depthwise convolution.
     depthwise = {layer.name for layer in convs[1:] if layer.weight.shape[1] == 1}
     if depthwise:
         skeleton = build_skeleton(tensors, hint)
@@ -188,11 +187,11 @@ def state_dict_layers(file: ModelFile) -> tuple[nn.Module, Mapping[str, str]]:
 def _why_kept(name: str, depthwise: Collection[str]) -> str:
     layer, _, part = name.rpartition(".")
     if layer in depthwise:
-        return "looks like a depthwise convolution, whose groups a file does not tell"
+        return "looks like a depthwise convolution, and the file does not hold its number of groups"
     if _EMBEDDING.search(layer):
         return "its name says embedding"
     if part == "weight":
-        return "no plain layer's: other tensors stand beside it"
+        return "not the weight of a plain layer: its module holds other tensors, too"
     return "not the `weight` of a linear layer or convolution"
 
 
@@ -209,16 +208,16 @@ def _operate_on_state_dict(
 def _check_options(
     fire: FIRE, given: Mapping[str, Any], file: ModelFile, trusted: bool, initial: Path | None
 ) -> None:
-    """Raise ValueError for an option that cannot hold for a file."""
+    """Raise ValueError for an option that is not possible for a file."""
     if fire.vecnormalize != "keep":
         raise ValueError(
-            "`--vecnormalize reset` cannot hold: VecNormalize's statistics are in a file of their "
-            "own, vecnormalize.pkl. Leave that file out when you go on."
+            "`--vecnormalize reset` is not possible: the statistics of VecNormalize are in another "
+            "file, vecnormalize.pkl. Leave that file out when you go on."
         )
     if fire.replay_buffer != "keep":
         raise ValueError(
-            "`--replay-buffer clear` cannot hold: no zip holds a replay buffer. Do not load the "
-            "old one when you go on."
+            "`--replay-buffer clear` is not possible: no zip holds a replay buffer. Do not load "
+            "the old one when you go on."
         )
     if file.format != "sb3":
         _check_state_dict_options(fire, given, trusted)
@@ -249,16 +248,16 @@ def _check_options(
 def _check_state_dict_options(fire: FIRE, given: Mapping[str, Any], trusted: bool) -> None:
     default = FIRE()
     differs = [name for name in _OF_ZIPS if getattr(fire, name) != getattr(default, name)]
-    # A preset may say it: then there is nothing to forget.
+    # A preset may set it, too; that has no effect, since a state dict holds no optimizer state.
     differs += [name for name in ("optimizer_state",) if name in given]
     for name in differs:
         raise ValueError(
-            f"`--{name.replace('_', '-')}` cannot hold for a bare state dict, which tells neither "
-            "roles nor targets, norm layers and optimizers apart. Leave it out; --include and "
-            "--exclude choose layers by name."
+            f"`--{name.replace('_', '-')}` is not possible for a bare state dict: it does not say "
+            "which tensors belong to which role, to target networks, to norm layers or to an "
+            "optimizer. Leave the flag out; --include and --exclude choose layers by name."
         )
     if trusted:
-        raise ValueError("`--trust` concerns zips of SB3; leave it out.")
+        raise ValueError("`--trust` is for zips of SB3: leave it out.")
 
 
 def _initial_tensors(path: Path, file: ModelFile) -> dict[str, Tensor]:
@@ -276,7 +275,7 @@ def _initial_tensors(path: Path, file: ModelFile) -> dict[str, Tensor]:
 
 
 def _load(path: Path, algorithm: type[BaseAlgorithm]) -> BaseAlgorithm:
-    """Load a zip with SB3, unpickling what it holds. No memory for a replay buffer."""
+    """Load a zip with SB3, which unpickles what it holds; no replay buffer is allocated."""
     unneeded: dict[str, Any] = {
         "buffer_size": 1,
         "replay_buffer_class": None,
@@ -285,7 +284,7 @@ def _load(path: Path, algorithm: type[BaseAlgorithm]) -> BaseAlgorithm:
     }
     try:
         return algorithm.load(path, device=get_device("cpu"), custom_objects=unneeded)
-    except Exception as error:  # whatever the code in the file or its absence leads to
+    except Exception as error:  # code in the file, or its absence, may raise anything
         raise ValueError(
             f"{algorithm.__name__}.load could not read `{path}`: {type(error).__name__}: {error}. "
             "Is --algo right, and can the policy's code be imported here?"
@@ -293,7 +292,7 @@ def _load(path: Path, algorithm: type[BaseAlgorithm]) -> BaseAlgorithm:
 
 
 def _saved(model: BaseAlgorithm, file: ModelFile) -> dict[str, Any]:
-    """What SB3 would save of the model, by member."""
+    """Return what SB3 would save of the model, by member of the zip."""
     content = {f"{name}.pth": value for name, value in model.get_parameters().items()}
     for member in VARIABLES:
         if member in file.content:

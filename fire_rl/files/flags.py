@@ -1,4 +1,4 @@
-"""The options of FIRE as flags: one for each field of it, described by its own docstring."""
+"""The options of FIRE as flags: one for each of its fields, with the text of its docstring."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fire_rl.interventions import FIRE
 from fire_rl.interventions.base import Aftermath
 
 _PRESETS = tuple(name for name in vars(FIRE) if name.startswith("paper_"))
-# Where the words for a keyword argument do not suit a flag, or a file is not an agent.
+# Texts for options whose docstring does not suit a flag, or does not hold for a file.
 _TEXTS = {
     "networks": "Roles to act on: actor, critic, shared; all by default.",
     "include": "Names or shell patterns of the only layers to touch; all by default.",

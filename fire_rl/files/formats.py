@@ -2,7 +2,7 @@
 
 SB3's zip holds torch files (``policy.pth``, ``*.optimizer.pth``) beside a JSON file, ``data``, some
 of whose values are pickles. The torch files are read with ``weights_only=True`` and the pickles
-never, so that reading a stranger's file runs nothing of theirs.
+never: reading a stranger's file runs no code from it.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _DAMAGED = (RuntimeError, ValueError, KeyError, IndexError, TypeError, Attribute
 
 @dataclass(frozen=True, eq=False)
 class ModelFile:
-    """What a file holds, as far as it is data.
+    """What a file holds, pickles left out.
 
     Attributes:
-        path: Where it is.
+        path: The path of the file.
         format: ``"sb3"`` for a zip of SB3 or sb3-contrib, ``"torch"`` or ``"safetensors"``.
-        content: For ``"sb3"`` torch member to its content (``"policy.pth"``, ...), else one entry,
-            ``""``.
+        content: For ``"sb3"`` the content of each torch file in the zip, by its name
+            (``"policy.pth"``, ...); for other formats one entry, whose name is ``""``.
         data: The plain values of SB3's ``data``: numbers, words and lists of them; no pickle.
-        version: The SB3 version that has saved it.
-        metadata: Of a safetensors file.
+        version: The SB3 version that saved it.
+        metadata: The metadata of a safetensors file.
     """
 
     path: Path
@@ -88,8 +88,8 @@ def read_model_file(path: str | Path) -> ModelFile:
             in a checkpoint), or a ``.safetensors`` file.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If the file is none of these, is damaged or holds something else than data.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is none of these, is damaged or holds more than plain data.
         ModuleNotFoundError: If safetensors is needed and missing.
     """
     path = Path(path)
@@ -121,7 +121,7 @@ def load_tensors(raw: bytes, name: str) -> Any:
     """Read a torch file from its bytes, as data only, onto the CPU.
 
     Raises:
-        ValueError: If it is damaged or holds something else.
+        ValueError: If it is damaged or holds more than tensors and plain values.
     """
     try:
         return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
@@ -135,11 +135,11 @@ def load_tensors(raw: bytes, name: str) -> Any:
 
 
 def check_output(out: Path, source: Path, force: bool) -> None:
-    """Raise ValueError unless a file may be written there.
+    """Raise ValueError unless the new file may be written.
 
     Raises:
-        ValueError: If it is the source, exists (unless ``force``), has another suffix, or its
-            folder is missing.
+        ValueError: If it is the source, exists (unless ``force``), has another suffix than the
+            source, or its folder is missing.
     """
     if out.exists() and out.samefile(source):
         raise ValueError(f"`--out` is the input itself, `{source}`: name another file.")
@@ -160,9 +160,9 @@ def write_model_file(file: ModelFile, changed: Mapping[str, Any], out: Path, for
     """Write a copy of a file with new content: whole, or not at all.
 
     Args:
-        file: What was read.
-        changed: New content by member, as in :attr:`ModelFile.content`; every other member of a
-            zip is copied byte for byte.
+        file: The file that was read.
+        changed: New content by name, as in :attr:`ModelFile.content`; every other member of a zip
+            is copied byte for byte.
         out: See :func:`check_output`.
         force: Whether an existing file is replaced.
     """
@@ -209,7 +209,7 @@ def _read_sb3(path: Path, archive: zipfile.ZipFile) -> ModelFile:
 
 
 def _plain_data(archive: zipfile.ZipFile) -> dict[str, Any]:
-    """The values of SB3's ``data`` that JSON itself holds; pickles stay the text that they are."""
+    """Return the values of SB3's ``data`` that are plain JSON; pickles are left out."""
     if "data" not in archive.namelist():
         return {}
     try:
@@ -278,7 +278,7 @@ def _walk(path: str, content: Any) -> Iterator[tuple[str, Tensor]]:
 
 def _nearest_file(path: Path) -> str:
     if not path.parent.is_dir():
-        return f" Nor is there a folder `{path.parent}`."
+        return f" The folder `{path.parent}` does not exist, either."
     if path.is_dir():
         return " It is a folder."
     zipped = path.with_name(path.name + ".zip")

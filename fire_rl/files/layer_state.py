@@ -1,4 +1,4 @@
-"""Describe weights layer by layer: spectrum, deviation from isometry, a word on their state."""
+"""Describe each layer of a file: singular values, deviation from isometry, and a verdict."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class LayerState:
         name: Dotted name of the layer.
         role: ``"actor"``, ``"critic"``, ``"shared"``, ``"target"``, or ``""`` where unknown.
         kind: ``"linear"`` or ``"conv"``.
-        is_head: Whether it is an output layer, as far as is known.
+        is_head: Whether it is an output layer; False where that is not known.
         shape: Shape of the weight.
         dfi_per_sv: Deviation from isometry at FIRE's published scale, per singular value.
         largest: Largest singular value of any of the matrices.
-        smallest: Smallest one.
+        smallest: Smallest singular value of any of them.
         effective_rank: ``exp`` of the entropy of the singular values (Roy & Vetterli 2007), mean
             over the matrices.
-        full_rank: ``min(m, n)``, the highest that it can be.
+        full_rank: ``min(m, n)``, the highest possible effective rank.
         norm: Frobenius norm of the weight.
         zero_rows: Units whose incoming weights are all zero.
         verdict: One of :data:`VERDICTS`.
@@ -67,12 +67,12 @@ _RULES: Mapping[str, tuple[Callable[[LayerState], bool], str]] = {
     "dead rows": (lambda state: state.zero_rows > 0, "some units have only zero incoming weights"),
     "low rank": (
         lambda state: state.effective_rank < _LOW_RANK * state.full_rank,
-        f"the effective rank is below {_LOW_RANK:g} of the full one",
+        f"the effective rank is below {_LOW_RANK:g} of the highest possible",
     ),
     "isometric": (lambda state: state.dfi_per_sv <= _ISOMETRIC, f"DfI/sv at most {_ISOMETRIC:g}"),
     "near": (
         lambda state: state.dfi_per_sv <= _NEAR,
-        f"DfI/sv at most {_NEAR:g}, as ten Newton-Schulz steps leave a square layer",
+        f"DfI/sv at most {_NEAR:g}: a square layer after ten Newton-Schulz steps",
     ),
     "above scale": (
         lambda state: state.dfi_per_sv > _ABOVE,

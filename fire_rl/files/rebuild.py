@@ -1,7 +1,8 @@
-"""Rebuild a network from the names and shapes of its tensors: no class of anybody's is needed.
+"""Rebuild a network from the names and shapes of its tensors, without the classes it was made of.
 
-``"q_net.0.weight": (64, 4)`` becomes an ``nn.Linear`` at ``q_net.0`` that holds this very tensor,
-so that whatever walks modules works on a file, too. Nothing can be run forward.
+``"q_net.0.weight": (64, 4)`` becomes an ``nn.Linear`` at ``q_net.0`` that holds this very tensor.
+Code that walks the modules of a network therefore works on a file, too. The rebuilt network cannot
+compute anything: it has no forward pass.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Hint = Literal["embedding", "other"]
 
 
 class Skeleton(nn.Module):
-    """A module that holds tensors and modules, and does nothing."""
+    """A module that holds tensors and other modules and has no forward pass."""
 
 
 def build_skeleton(
@@ -35,13 +36,14 @@ def build_skeleton(
 
     A ``weight`` of two dimensions (with a ``bias`` of its length, or none) is a linear layer, one
     of three to five a convolution without groups, ``in_proj_weight`` torch's attention and
-    ``weight_ih_l0`` a recurrent layer. Whatever else there is hangs in a :class:`Skeleton`.
-    Tensors that share memory become one parameter, and modules that share all of theirs one
-    module, as they were when they were saved.
+    ``weight_ih_l0`` a recurrent layer. All other tensors are held by a :class:`Skeleton`. Tensors
+    that share memory become one parameter, and modules that share all their tensors become one
+    module.
 
     Args:
         tensors: Dotted name to tensor, in the order of the state dict.
-        hint: Tells of the dotted name of a module that it is an embedding, or no layer.
+        hint: Takes the dotted name of a module and returns ``"embedding"``, ``"other"`` (the module
+            is no layer), or None: its names and shapes decide.
 
     Raises:
         ValueError: If a name is nested too deeply.
@@ -50,7 +52,7 @@ def build_skeleton(
 
 
 def identity(tensor: Tensor) -> tuple[object, ...]:
-    """Return what two tensors have in common if they are the same memory, read alike."""
+    """Return a key that is equal for tensors with the same memory, dtype, shape and strides."""
     if tensor.numel() == 0:
         return (id(tensor),)
     return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
@@ -104,7 +106,7 @@ def _held(name: str, tensor: Tensor) -> Tensor:
 def _layer(
     own: Mapping[str, Tensor], children: Mapping[str, Mapping[str, Tensor]], hint: Hint | None
 ) -> nn.Module:
-    """The empty module whose tensors these are, or a skeleton."""
+    """Return the kind of layer that has such tensors, without values; otherwise a skeleton."""
     module: nn.Module | None = None
     with torch.device("meta"):
         if hint == "embedding" and set(own) == {"weight"} and own["weight"].ndim == 2:

@@ -1,4 +1,4 @@
-"""SB3 zips without their code: known policies told by the names of their tensors.
+"""SB3 zips without their code: policies are recognised by the names of their tensors.
 
 A stand-in is an SB3 model whose policy is a skeleton around the tensors of a file, and whose
 optimizers hold the file's state: :func:`~fire_rl.apply_intervention` works on it as on the
@@ -49,11 +49,11 @@ class PolicyKind:
     """One family of policies that have the same tensors by name.
 
     Attributes:
-        algorithms: Those whose zips look like that.
-        names: Pattern that every name of a tensor matches.
-        needs: Beginnings of names without which it is another kind.
-        stand_in: Module and class of the algorithm that stands for all of them.
-        parts: Modules that may be without any tensor.
+        algorithms: Names of the algorithms whose policies have these tensors.
+        names: Pattern that the name of every tensor matches.
+        needs: Prefixes; each of them begins the name of at least one tensor.
+        stand_in: Module and name of the class that the stand-in has for all these algorithms.
+        parts: Modules of the policy that may have no tensors.
     """
 
     algorithms: str
@@ -116,12 +116,12 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "momentum_b
 
 @dataclass(frozen=True, eq=False)
 class StandIn:
-    """A model in place of that which a file describes.
+    """A model that is built from a file, in place of the one that was saved.
 
     Attributes:
-        kind: What it was recognised as.
+        kind: The kind of policy that was recognised.
         model: What :func:`~fire_rl.apply_intervention` takes.
-        file: Whose tensors it holds.
+        file: The file; the model holds its tensors.
     """
 
     kind: PolicyKind
@@ -139,10 +139,10 @@ class StandIn:
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> PolicyKind:
-    """Tell a policy by the names of its tensors.
+    """Return the kind of policy that has tensors of these names and shapes.
 
     Raises:
-        ValueError: If it is none of SB3's or sb3-contrib's own, naming the tensor that is not.
+        ValueError: If no policy of SB3 or sb3-contrib has them; one that does not fit is named.
     """
     strangers: list[list[str]] = []
     for kind in _KINDS:
@@ -156,8 +156,8 @@ def recognise(tensors: Mapping[str, Tensor]) -> PolicyKind:
         strangers.append(strange)
     first = min(strangers, key=len)[0] if strangers else next(iter(tensors))
     raise ValueError(
-        f"The file holds `{first}`, which belongs to no policy of SB3 or sb3-contrib as they come: "
-        "a custom network."
+        f"The file holds `{first}`, which is no tensor of a policy that comes with SB3 or "
+        "sb3-contrib: the network is a custom one."
     )
 
 
@@ -238,7 +238,7 @@ def _add_optimizers(model: Any, file: ModelFile) -> None:
 
 
 def _candidates(model: Any, path: str) -> Iterator[list[Tensor]]:
-    """Parameters that an optimizer may hold, in their order."""
+    """Yield the lists of parameters that an optimizer may hold, in its order."""
     if path == "ent_coef_optimizer":
         yield [model.log_ent_coef] if model.log_ent_coef is not None else []
         return

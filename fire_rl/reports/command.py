@@ -1,4 +1,4 @@
-"""The sub-command ``fire-rl report``: its flags, and what it says."""
+"""The sub-command ``fire-rl report``: its flags, and what it prints."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Report:
     """Heading of the page."""
 
     def run(self) -> str:
-        """Write the report; return what there is to say."""
+        """Write the report; return what is printed."""
         from fire_rl.reports.writing import write_report
 
         if not self.runs:
@@ -74,9 +74,9 @@ class Report:
         shown = [table for table in report.tables if table.name in ("scores", "continual")]
         parts = [f"{table.title}\n\n{table.to_markdown()}\n" for table in shown]
         experiment = report.experiment
-        told = [
+        lines = [
             f"{len(experiment.runs)} runs, {experiment.end:,} steps; the return is taken from "
             f"{experiment.source}.",
             *experiment.notes,
         ]
-        return "\n".join([*parts, *told, f"Report: {report.page}"])
+        return "\n".join([*parts, *lines, f"Report: {report.page}"])

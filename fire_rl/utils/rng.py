@@ -14,8 +14,9 @@ import torch
 def isolated_rng(seed: int) -> Iterator[None]:
     """Seed python, numpy and torch (all devices) inside, restore their states afterwards.
 
-    The seed is mixed: the same number given to ``torch.manual_seed`` by the caller has drawn the
-    weights that we are about to replace, and a "new" draw must not repeat them.
+    The seed is mixed with a constant. The caller may have given the same number to
+    ``torch.manual_seed`` and so have drawn the weights that are now replaced; a new draw must not
+    repeat them.
     """
     mixed = int(np.random.SeedSequence([0xF12E, seed]).generate_state(1)[0])
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002

@@ -1,4 +1,8 @@
-"""Check arguments: which argument, what was expected, what came, the nearest name."""
+"""Check arguments.
+
+Every message says which argument it is, what was expected and what was given, and offers the
+nearest name.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 def nearest(name: object, choices: Collection[str], count: int = 1) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest choices, or an empty string.
 
-    Upper and lower case are the same.
+    Upper and lower case are treated alike.
     """
     lower = {choice.lower(): choice for choice in choices}
     close = difflib.get_close_matches(str(name).lower(), list(lower), n=count)
@@ -39,7 +43,7 @@ def check_names(argument: str, names: Collection[str], choices: Collection[str])
 
 
 def as_number(value: Any) -> Any:
-    """Return the number that a text stands for, anything else as it is.
+    """Return the number that a text stands for; return every other value unchanged.
 
     YAML 1.1 reads ``1e5`` and ``1e-3`` as texts (a float needs a dot there).
     """
@@ -48,7 +52,7 @@ def as_number(value: Any) -> Any:
 
 
 def check_int(argument: str, value: Any, minimum: int) -> int:
-    """Return a whole number of at least ``minimum``; 1e5 counts, 0.5 and True do not."""
+    """Return a whole number of at least ``minimum``; 1e5 is one, 0.5 and True are not."""
     number = as_number(value)
     if not _is_number(number) or number != number // 1 or number < minimum:
         raise ValueError(

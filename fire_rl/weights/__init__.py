@@ -1,1 +1,1 @@
-"""Matrix mathematics of FIRE, and which weight of a module is which matrix."""
+"""The matrix mathematics of FIRE, and how the weights of a module are read as matrices."""

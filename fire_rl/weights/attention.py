@@ -1,4 +1,4 @@
-"""Attention projections by the names that people give them, and how fused ones are split.
+"""Recognise attention projections by their customary names, and split fused ones into blocks.
 
 Only layouts in which query, key and value are equal blocks of rows, one after the other, are known
 by name. Models that interleave them head by head, or whose heads share keys, need ``split=``.
@@ -31,10 +31,10 @@ QUERY_KEY_NAMES = tuple(name for name, blocks in _PROJECTIONS.items() if set(blo
 
 
 def blocks_by_name(name: str) -> str:
-    """Return what the blocks of rows of a layer are, such as ``"qkv"``; empty if unknown.
+    """Return a letter for each block of rows of a layer, such as ``"qkv"``; empty if unknown.
 
     Args:
-        name: Dotted name of the layer; the last part of it counts.
+        name: Dotted name of the layer; only its last part is looked up.
     """
     return _PROJECTIONS.get(name.rpartition(".")[2], "")
 
@@ -47,7 +47,7 @@ def as_split(value: Any) -> Literal["by_name"] | dict[str, tuple[BlockRule, ...]
             list with ``"project"`` or ``"keep"`` for each block.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is neither, or the rule of a block is unknown.
     """
     if value == "by_name":
         return "by_name"

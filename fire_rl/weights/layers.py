@@ -2,9 +2,9 @@
 
 A convolution is one matrix per kernel tap and group: ``(out, in / groups, *kernel)`` becomes
 ``(groups · k₁···k_d, out / groups, in / groups)``, as FIRE treats it (arXiv 2602.08040,
-Algorithm 1). Transposed convolutions store ``(in, out / groups, *kernel)`` and are turned round.
-A fused projection, such as the in-projection of ``nn.MultiheadAttention``, is one matrix for each
-of its blocks of rows. Under weight norm, "the weight" is the effective one.
+Algorithm 1). Transposed convolutions store ``(in, out / groups, *kernel)``: their matrices are
+transposed. A fused projection, such as the in-projection of ``nn.MultiheadAttention``, is one
+matrix for each of its blocks of rows. Under weight norm, "the weight" is the effective one.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class WeightLayer:
         bias_attribute: What the module calls the bias, None if it has none of its own.
         blocks: Into how many equal blocks of rows the weight is split, each a matrix of its own,
             such as 3 for fused query, key and value projections.
-        block_names: What the blocks are called, if they have names: the gates of an LSTM.
+        block_names: Names of the blocks if they have any, such as the gates of an LSTM.
     """
 
     name: str
@@ -87,7 +87,7 @@ class WeightLayer:
     def weight(self) -> Tensor:
         """The weight as the layer uses it; reading it changes nothing."""
         if old_weight_norm(self.module, self.weight_attribute) is not None:
-            # Its hook computes the weight at each pass; in between, it is that of the last one.
+            # A hook sets the attribute at each forward pass: between two passes it is out of date.
             return self.weight_from({self.tensor_name(n): t for n, t in self.parts.items()})
         # In training mode, spectral norm would take a step of its power iteration.
         computing = [kind for kind in _parametrizations(self) if kind.training]
@@ -109,7 +109,8 @@ class WeightLayer:
     def parts(self) -> dict[str, Tensor]:
         """The parameters by part: ``"weight"`` and ``"bias"``.
 
-        Of a computed weight ``"original0"``, ..., or ``"weight_g"`` and ``"weight_v"``.
+        A parametrization has ``"original0"``, ... in place of ``"weight"``, the old weight norm
+        ``"weight_g"`` and ``"weight_v"``.
         """
         found = dict[str, Tensor]()
         if is_parametrized(self.module, self.weight_attribute):
@@ -138,16 +139,16 @@ class WeightLayer:
         return tuple(self.tensor_name(part) for part in self.parts if part != "bias")
 
     def weight_from(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return the weight that parameters of these dotted names make up."""
+        """Compute the weight from the parameters that make it up, given by dotted name."""
         values = [tensors[name] for name in self.weight_names]
         norm = _weight_norm_of(self)
         return values[0] if norm is None else norm(*values)
 
     def stored(self, weight: Tensor) -> dict[str, Tensor]:
-        """Return the parameters, by dotted name, that make up this weight.
+        """Return the parameters, by dotted name, that give the layer this weight.
 
-        Under weight norm that is its magnitude and its direction; where the magnitude is zero, the
-        direction stays what it is.
+        Under weight norm these are a magnitude and a direction; where the magnitude is zero, the
+        layer's old direction is returned.
         """
         norm = _weight_norm_of(self)
         if norm is None:
@@ -218,7 +219,6 @@ def weight_layers(
     Args:
         module: Any module.
         heads: Names of the output layers. By default the last layer in order is the head.
-
     """
     found = weight_layers_of(module.named_modules())
     if heads is None:
@@ -286,10 +286,10 @@ def check_writable(layer: WeightLayer) -> None:
 
 
 def check_assignable(layer: WeightLayer) -> None:
-    """Raise ValueError if no value can be given to the weight, saying why.
+    """Raise ValueError if the weight cannot be set to a new value; the message says why.
 
-    A plain parameter can be given one, and so can the effective weight under torch's weight norm,
-    the old one by hooks (``torch.nn.utils.weight_norm``) too.
+    It can be set if it is a plain parameter, or the effective weight under torch's weight norm: the
+    parametrization or the old one by hooks (``torch.nn.utils.weight_norm``).
     """
     kinds = _parametrizations(layer)
     if any(isinstance(kind, SPECTRAL_NORM) for kind in kinds) or hasattr(
@@ -317,7 +317,7 @@ def _parametrizations(layer: WeightLayer) -> list[nn.Module]:
 
 
 def _weight_norm_of(layer: WeightLayer) -> Any | None:
-    """Return the weight norm of a layer, if that is all that computes its weight."""
+    """Return the weight norm of a layer, if nothing else computes its weight."""
     old = old_weight_norm(layer.module, layer.weight_attribute)
     if old is not None:
         return WEIGHT_NORM(old.dim)
@@ -334,7 +334,7 @@ def old_weight_norm(module: nn.Module, attribute: str = "weight") -> WeightNorm 
 
 
 def plain_name(name: str) -> str:
-    """Return a dotted name without what ``torch.compile`` puts into it."""
+    """Return a dotted name without the part that ``torch.compile`` adds."""
     return ".".join(part for part in name.split(".") if part != COMPILED)
 
 

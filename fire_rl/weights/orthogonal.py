@@ -21,15 +21,16 @@ from fire_rl.utils.validation import check_int
 
 NullDirections = Literal["keep", "complete"]
 
-# A Gram matrix in float64 resolves a squared singular value to about 1e-16 of the largest one.
-# Relative eigenvalue above which the last product may be rounded to float32 ...
+# A Gram matrix in float64 resolves a squared singular value to about 1e-16 of the largest one. The
+# bounds are on its smallest eigenvalue, relative to the largest.
+# Above this, the last product may be computed in float32.
 _FLOAT32_ABOVE = 1e-1
-# ... above which the factor is isometric to 1e-7 as it comes ...
+# Above this, the factor is isometric to 1e-7; below, it needs a polishing step.
 _POLISH_BELOW = 1e-8
-# ... and below which even the polished factor is no longer the polar factor: decompose itself.
+# Below this, even the polished factor is not the polar factor: decompose the matrix itself.
 _DECOMPOSE_BELOW = 1e-10
-# The direct iteration multiplies full matrices; on the Gram matrix it costs one decomposition.
-# Measured (benchmarks/projection.py): the latter wins once a matrix is this much longer than wide.
+# The direct iteration multiplies full matrices; on the Gram matrix it costs one decomposition,
+# which is faster once a matrix is this much longer than wide (benchmarks/speed/projection.py).
 _GRAM_FROM_ASPECT = 1.5
 
 
@@ -38,8 +39,8 @@ def newton_schulz(matrix: Tensor, num_steps: int = 10) -> Tensor:
 
     ``X ← X / ‖X‖_F``, then ``num_steps`` times ``X ← 1.5 X - 0.5 X XᵀX``, as published (FIRE,
     arXiv 2602.08040, Algorithm 1). Each singular value follows ``σ ← 1.5 σ - 0.5 σ³``: ten steps
-    bring those above 4 % of the Frobenius norm to 1 and leave smaller ones below it, so square
-    matrices are *not* isometric afterwards; :func:`polar_factor` is.
+    bring those above 4 % of the Frobenius norm to 1 and leave smaller ones below 1, so square
+    matrices are *not* isometric afterwards. The result of :func:`polar_factor` is.
 
     The iteration is a polynomial in the singular values. On matrices that are clearly longer than
     wide it is evaluated on the eigenvalues of the smaller Gram matrix in float64, which agrees
@@ -70,18 +71,18 @@ def polar_factor(matrix: Tensor, null_directions: NullDirections = "keep") -> Te
 
     ``W = Q P`` with ``Q = W (WᵀW)^(-1/2)``, the solution of the orthogonal Procrustes problem
     that FIRE poses (arXiv 2602.08040, section 3). Computed in float64 by the eigendecomposition of
-    the smaller Gram matrix, polished where the spectrum is wide, and by a singular value
-    decomposition where it is wider still; every singular value of the result is 1 to 1e-6 for
-    condition numbers up to 1e6 and beyond.
+    the smaller Gram matrix. For large condition numbers a polishing step follows; for still larger
+    ones a singular value decomposition is used instead. Every singular value of the result differs
+    from 1 by at most 1e-6, for condition numbers up to 1e6 and beyond.
 
     Args:
         matrix: Shape ``(..., m, n)``.
         null_directions: What becomes of directions that the matrix maps to zero (relative singular
             value below ``max(m, n)`` float64 epsilons), for which no nearest isometry is unique.
             ``"keep"`` leaves them zero, as Newton-Schulz does: the result is a partial isometry,
-            and a zero matrix stays zero. (The rounding of a float32 product of lower rank lies
-            above that: its directions count as small, not as zero.) ``"complete"`` gives them
-            arbitrary but deterministic orthonormal images: the result is an isometry always.
+            and a zero matrix stays zero. (A float32 product of lower rank has rounding errors above
+            that bound: its null directions count as small, not as zero.) ``"complete"`` gives them
+            arbitrary but deterministic orthonormal images: the result is always an isometry.
 
     Returns:
         A tensor of the same shape and dtype.
@@ -108,7 +109,7 @@ def isometry_scale(weight_shape: Sequence[int], groups: int = 1) -> float:
         groups: Number of groups of a convolution.
 
     Raises:
-        ValueError: If the shape is no weight's, or ``groups`` does not divide the outputs.
+        ValueError: If the shape is not that of a weight, or ``groups`` does not divide the outputs.
     """
     if len(weight_shape) < 2 or min(weight_shape) < 1:
         raise ValueError(
@@ -157,7 +158,7 @@ def squared_frobenius_error(new: Tensor, old: Tensor) -> Tensor:
         Shape ``(...)``, float32 or better.
 
     Raises:
-        ValueError: If the shapes differ or are no matrices'.
+        ValueError: If the shapes differ, or the tensors are no matrices.
     """
     _check_matrix(new, finite=False)
     if new.shape != old.shape:
@@ -171,7 +172,8 @@ def squared_frobenius_error(new: Tensor, old: Tensor) -> Tensor:
 def singular_values(matrix: Tensor) -> Tensor:
     """Return the singular values of matrices, the largest first.
 
-    By the eigenvalues of the smaller Gram matrix in float64: to 1e-8 of the largest one.
+    Computed from the eigenvalues of the smaller Gram matrix in float64; the error is at most about
+    1e-8 of the largest singular value.
 
     Args:
         matrix: Shape ``(..., m, n)``.
@@ -189,7 +191,7 @@ def singular_values(matrix: Tensor) -> Tensor:
 
 
 def _iterate(matrix: Tensor, num_steps: int) -> Tensor:
-    """The published loop, on the smaller side."""
+    """Run the published loop; the Gram matrix is the smaller of the two."""
     norm = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)
     x = matrix / torch.where(norm > 0, norm, 1.0)
     wide = x.shape[-1] > x.shape[-2]
@@ -199,7 +201,7 @@ def _iterate(matrix: Tensor, num_steps: int) -> Tensor:
 
 
 def _iterate_on_gram(matrix: Tensor, num_steps: int) -> Tensor:
-    """The same polynomial, by the eigenvalues of the smaller Gram matrix."""
+    """Compute the same polynomial from the eigenvalues of the smaller Gram matrix."""
     values, vectors = torch.linalg.eigh(_lower_gram(matrix.double()))
     norm = values.clamp(min=0.0).sum(dim=-1, keepdim=True).sqrt()  # ‖X‖_F² is the Gram's trace
     norm = torch.where(norm > 0, norm, 1.0)
@@ -270,14 +272,14 @@ def _apply(matrix: Tensor, transform: Tensor) -> Tensor:
 
 
 def _on_float64_device(matrix: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-    """Compute a scale-invariant function in at least float32, where float64 exists."""
+    """Compute a scale-invariant function in at least float32, on a device that has float64."""
     # Apple's MPS has no float64.
     work = _at_least_float32(matrix.cpu() if matrix.device.type == "mps" else matrix)
     return compute(_within_range(work)).to(device=matrix.device, dtype=matrix.dtype)
 
 
 def _within_range(matrix: Tensor) -> Tensor:
-    """Divide matrices with extreme entries by a power of two: their squares must be numbers."""
+    """Divide matrices with extreme entries by a power of two, so that squares do not overflow."""
     exponent = torch.frexp(matrix.abs().amax(dim=(-2, -1), keepdim=True)).exponent
     if bool((exponent.abs() < 30).all()):
         return matrix
