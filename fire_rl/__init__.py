@@ -5,6 +5,7 @@ from fire_rl.callbacks import (
     InterventionCallback,
     PlasticityMetricsCallback,
     RunCheckpointCallback,
+    TrainingStopped,
 )
 from fire_rl.interventions import (
     FIRE,
@@ -71,6 +72,7 @@ __all__ = [
     "RunCheckpointCallback",
     "ShrinkAndPerturb",
     "Threshold",
+    "TrainingStopped",
     "apply_intervention",
     "approximate_rank",
     "deviation_from_isometry",

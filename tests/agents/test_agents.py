@@ -24,9 +24,9 @@ def tiny_env(env_id="CartPole-v1", **options):
     return make_vec_env(env_id, seed=0, **options)
 
 
-def faults_of(values, checks=None):
+def faults_of(values):
     with pytest.raises(ConfigError) as caught:
-        parse_config(values, checks)
+        parse_config(values)
     return caught.value.faults
 
 
@@ -294,11 +294,12 @@ def test_bad_run_is_refused(values, message):
     assert any(message in fault for fault in faults_of({**MINIMAL, **values}))
 
 
-def test_checks_of_others_are_collected_too():
-    def check(value, run):
-        raise ImportError(f"{run['env']} needs a package")
+def test_checks_of_others_are_collected_too(monkeypatch):
+    def check(env_id, options, imports):
+        raise ImportError(f"{env_id} needs a package")
 
-    faults = faults_of({**MINIMAL, "seed": -1}, {"env_options": check})
+    monkeypatch.setattr("envs.check_env", check)
+    faults = faults_of({**MINIMAL, "seed": -1})
     assert "CartPole-v1 needs a package" in faults
     assert len(faults) == 2
 

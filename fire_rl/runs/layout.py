@@ -1,0 +1,121 @@
+"""The files of a run folder: every name, every column and every folder pattern, once.
+
+A run folder::
+
+    config.yaml                      all values of the run
+    environment.json                 commit, packages and machine
+    progress.csv                     SB3's logger, one row per dump
+    events.out.tfevents.*            TensorBoard
+    monitor.csv, 0.monitor.csv, ...  SB3's Monitor, one file per environment
+    episodes.csv                     every training episode
+    interventions.jsonl              a line for each report of an intervention
+    continual.csv                    evaluations at the end of each task
+    evaluations.npz                  SB3's EvalCallback
+    model.zip, vecnormalize.pkl      the model at the end, and its normalisation
+    best_model.zip, best_vecnormalize.pkl  the best one in evaluations
+    checkpoints/STEP/                or STEP.AGAIN; complete once it has a manifest.json
+    videos/                          recorded episodes
+    result.json                      written last: the run has come to its end
+
+An experiment of several arms::
+
+    s<seed>/trunk/                   the run that all arms of a seed branch off
+    s<seed>/<arm>/                   a run of one arm
+    recovery.json, recovery.md       the comparison of all arms
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+RESULT = "result.json"
+
+PROGRESS = "progress.csv"
+STEP_COLUMN = "time/total_timesteps"  # of progress.csv, and a key of SB3's logger
+EVENTS = "events.out.tfevents.*"
+MONITOR = "monitor.csv"
+MONITORS = f"*{MONITOR}"
+EPISODES = "episodes.csv"
+EPISODE_COLUMNS = ("step", "return", "length")
+CONTINUAL = "continual.csv"
+CONTINUAL_COLUMNS = ("step", "trained_task", "task", "return", "return_std", "episodes")
+INTERVENTIONS = "interventions.jsonl"
+EVALUATIONS = "evaluations.npz"
+
+MODEL = "model.zip"
+BEST_MODEL = "best_model.zip"
+VECNORMALIZE = "vecnormalize.pkl"
+BEST_VECNORMALIZE = "best_vecnormalize.pkl"
+
+CHECKPOINTS = "checkpoints"
+MANIFEST = "manifest.json"
+VIDEOS = "videos"
+
+TRUNK = "trunk"
+RECOVERY = "recovery.json"
+RECOVERY_TABLE = "recovery.md"
+
+# What a resumed run goes on with; a checkpoint records how far each file had come.
+CONTINUED_LOGS = (EVENTS, PROGRESS, INTERVENTIONS)
+# A folder with one of these is a run of which a report can be made.
+RUN_DATA = (EVENTS, PROGRESS, MONITORS, EPISODES)
+
+_CHECKPOINT = re.compile(r"(\d+)(?:\.(\d+))?")
+_SEED = re.compile(r"s(\d+)")
+
+
+def checkpoint_name(step: int, again: int = 0) -> str:
+    """Return the name of a checkpoint's folder; ``again`` counts earlier ones at the same step."""
+    return f"{step}.{again}" if again else str(step)
+
+
+def checkpoint_order(path: str | Path) -> tuple[int, int]:
+    """Return the step of a checkpoint, and which of several at this step it is, from its name.
+
+    Raises:
+        ValueError: If the folder's name is neither ``STEP`` nor ``STEP.AGAIN``.
+    """
+    match = _CHECKPOINT.fullmatch(Path(path).name)
+    if match is None:
+        raise ValueError(
+            f"A checkpoint's folder is named STEP or STEP.AGAIN, such as 50000 or 50000.1; got "
+            f"{Path(path).name!r}."
+        )
+    return int(match[1]), int(match[2] or 0)
+
+
+def checkpoint_step(path: str | Path) -> int:
+    """Return the step of a checkpoint from its folder's name, see :func:`checkpoint_order`."""
+    return checkpoint_order(path)[0]
+
+
+def checkpoint_paths(folder: str | Path) -> list[Path]:
+    """Return the checkpoints in a folder of checkpoints, oldest first; incomplete ones left out."""
+    found = [path.parent for path in Path(folder).glob(f"[0-9]*/{MANIFEST}")]
+    named = [path for path in found if _CHECKPOINT.fullmatch(path.name)]
+    return sorted(named, key=checkpoint_order)
+
+
+def vecnormalize_of(model: str | Path) -> Path:
+    """Return where the normalisation that belongs to a model's zip file is kept, if it has one."""
+    path = Path(model)
+    return path.with_name(BEST_VECNORMALIZE if path.name == BEST_MODEL else VECNORMALIZE)
+
+
+def seed_folder(root: str | Path, seed: int) -> Path:
+    """Return the folder of one seed in an experiment: ``<root>/s<seed>``."""
+    return Path(root) / f"s{seed}"
+
+
+def arm_folder(root: str | Path, seed: int, arm: str) -> Path:
+    """Return the run folder of an arm, or of :data:`TRUNK`: ``<root>/s<seed>/<arm>``."""
+    return seed_folder(root, seed) / arm
+
+
+def seeds_of(root: str | Path) -> list[int]:
+    """Return the seeds that have a folder ``s<seed>`` in an experiment, in order."""
+    matches = (_SEED.fullmatch(path.name) for path in Path(root).glob("s*"))
+    return sorted(int(match[1]) for match in matches if match)
