@@ -20,8 +20,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from agents.algorithms import ALGORITHMS, action_noise, check_agent, policies, schedules
-from agents.classes import with_classes
+from agents.classes import find_class, with_classes
 from agents.signatures import arguments, default
+from fire_rl import FrameReplayBuffer
 
 NATURE_CNN_SIZE = 36  # source: stable_baselines3.common.env_checker
 
@@ -139,8 +140,9 @@ def _check_memory(algo: str, env: VecEnv, values: Mapping[str, Any]) -> None:
     boxes = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     observation = sum(np.zeros(box.shape or (), box.dtype).nbytes for box in boxes)
     copies = 1 if values.get("optimize_memory_usage") else 2  # observation and next observation
-    kind = str(values.get("replay_buffer_class") or "")
-    if kind.endswith("FrameReplayBuffer"):  # one frame of the stack
+    named = values.get("replay_buffer_class")
+    kind = named and find_class("replay_buffer_class", named)
+    if kind and issubclass(kind, FrameReplayBuffer):  # one frame of the stack
         channels = (values.get("replay_buffer_kwargs") or {}).get("frame_channels", 1)
         observation, copies = observation * channels // (env.observation_space.shape or (1,))[0], 1
     elif kind:

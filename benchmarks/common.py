@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+from experiments.machine import describe_machine
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -21,22 +18,16 @@ _PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy", "ale-py", "mujo
 
 def machine() -> dict[str, Any]:
     """Describe the machine, the versions and the commit."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    here = describe_machine()
+    git = here["git"]
     return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in _PACKAGES},
-        "commit": commit.stdout.strip() or None,
+        "cpu": here["cpu"]["name"],
+        "cores": here["cpu"]["count"],
+        "torch_threads": here["num_threads"],
+        "cuda": None if here["device"] == "cpu" else here["device"],
+        "python": here["python"],
+        "versions": {name: here["packages"][name] for name in _PACKAGES},
+        "commit": git and git["commit"][:7] + ("-dirty" if git["modified"] else ""),
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -7,24 +7,120 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch.utils.tensorboard import SummaryWriter
 
+from agents import make_agent
+from agents.algorithms import hyperparameters
 from agents.signatures import hint
-from experiments.config import Checks, RunConfig, parse_config
-from experiments.folder import RunFolder, step_of
-from experiments.interventions import at_step
+from experiments.build import make_env, with_frame_buffer
+from experiments.config import Checkpoint, RunConfig, parse_config
+from experiments.flags import Args, read_configs
+from experiments.folder import RunFolder
+from experiments.interventions import at_step, callback_arguments
 from experiments.plain_yaml import ConfigError, read_yaml
+from experiments.training import train
+from fire_rl import InterventionCallback
+from fire_rl.checkpoints.store import checkpoints, latest
 from fire_rl.interventions import CONTROL, INTERVENTIONS
 from fire_rl.reports import recovery_table
+from fire_rl.runs import layout
 from fire_rl.runs.episodes import read_episodes
 from fire_rl.runs.recovery import recovery
+from fire_rl.sb3.loggers import append_json
 from fire_rl.schedules import Threshold, make_schedule
+from fire_rl.utils.jsonable import without_nan
 
 COMPARED = ("gain", "plateau_gain", "dip_below_control", "steps_to_reach_control")
+
+
+def experiment(args: Args) -> int:
+    """Train to the midpoint once for each seed, branch into every arm, and compare them.
+
+    What is finished is not done again. Returns the exit code.
+    """
+    configs = read_configs(args)
+    arms = resolve_arms(configs[0], str(args.arms))
+    check_fit(configs[0], arms)
+    root = args.log_dir or Path("runs") / f"arms_{Path(str(args.config)).stem}"
+    for config in configs:
+        middle = math.ceil(config.branch_at * config.total_timesteps)
+        keep = config.checkpoint or Checkpoint()
+        trunk = RunFolder(layout.arm_folder(root, config.seed, layout.TRUNK))
+        trunk.stop_at = middle
+        start = config.model_copy(update={"checkpoint": keep})
+        check_same_run(trunk, start)
+        if branch_point(trunk, middle) is None and (ending := go_on(start, trunk, args)) != 0:
+            return ending
+        checkpoint = branch_point(trunk, middle)
+        assert checkpoint is not None, "check_fit() has looked"
+        step = layout.checkpoint_step(checkpoint)
+        for arm, intervention in arms.items():
+            folder = RunFolder(layout.arm_folder(root, config.seed, arm))
+            values = config.model_dump(mode="json")
+            branch = branch_config(values, intervention, arm, checkpoint, step)
+            check_same_run(folder, branch)
+            if not folder.result.exists() and (ending := go_on(branch, folder, args)) != 0:
+                return ending
+    print(f"\nRecovery from the branch to the end, in {root}:\n")
+    print(summarise(root, [config.seed for config in configs], list(arms)))
+    return 0
+
+
+def check_fit(config: RunConfig, arms: Mapping[str, Any]) -> None:
+    """Check every arm of an experiment, and that the trunk can stop, before anything is trained.
+
+    Raises:
+        ConfigError: With every fault that there is.
+    """
+    env = make_env(config, config.n_envs, training=True)
+    values = with_frame_buffer(config, env)
+    if "buffer_size" in hyperparameters(config.algo):
+        values["buffer_size"] = 1_000  # nothing will be stored
+    model = make_agent(config.algo, env, values, seed=config.seed, device=config.device)
+    middle = math.ceil(config.branch_at * config.total_timesteps)
+    rollout = getattr(model, "n_steps", 1) if isinstance(model, OnPolicyAlgorithm) else 1
+    stop = math.ceil(middle / (rollout * config.n_envs)) * rollout * config.n_envs
+    faults = []
+    if stop >= config.total_timesteps:
+        faults.append(
+            f"The midpoint, step {middle:,}, is reached at {stop:,} only, in rollouts of "
+            f"{rollout * config.n_envs:,} steps: make `total_timesteps` {config.total_timesteps:,} "
+            "larger or the rollouts shorter."
+        )
+    for arm, intervention in arms.items():
+        try:
+            dumped = config.model_dump(mode="json")
+            branch_config(dumped, intervention, arm, Path(str(stop)), stop)
+            for arguments in callback_arguments(at_step(intervention, stop), None):
+                InterventionCallback(**arguments).check(model)
+        except ConfigError as error:
+            faults += error.faults
+        except ValueError as error:
+            faults.append(f"Arm {arm!r}: {error}")
+    env.close()
+    if faults:
+        raise ConfigError(faults)
+
+
+def branch_point(trunk: RunFolder, middle: int) -> Path | None:
+    """Return the first checkpoint of a run at or after a step, if it is there."""
+    found = checkpoints(trunk.checkpoints)
+    return next((path for path in found if layout.checkpoint_step(path) >= middle), None)
+
+
+def go_on(config: RunConfig, folder: RunFolder, args: Args) -> int:
+    """Train a run of an experiment, from its last checkpoint if it has one."""
+    folder.resume_from = latest(folder.checkpoints)
+    if folder.resume_from is None and folder.path.exists():
+        print(f"{folder.path} was stopped before its first checkpoint: it begins anew.")
+        shutil.rmtree(folder.path)
+    return train(config, folder, args)
 
 
 def resolve_arms(config: RunConfig, names: str) -> dict[str, Any]:
@@ -64,7 +160,6 @@ def branch_config(
     arm: str,
     checkpoint: Path,
     step: int,
-    checks: Checks,
 ) -> RunConfig:
     """Return the configuration of a run that branches off another one.
 
@@ -74,7 +169,6 @@ def branch_config(
         arm: Its name.
         checkpoint: Where it begins.
         step: The checkpoint's step.
-        checks: See :func:`~experiments.config.parse_config`.
 
     Raises:
         ConfigError: With every fault that there is.
@@ -82,7 +176,7 @@ def branch_config(
     listed = at_step(intervention, step)
     given = {key: value for key, value in values.items() if key not in ("schedule", "arms")}
     branch = {"checkpoint": str(checkpoint), "arm": arm}
-    config = parse_config({**given, "intervention": listed, "branch": branch}, checks)
+    config = parse_config({**given, "intervention": listed, "branch": branch})
     for entry in listed:
         schedule = make_schedule(entry["schedule"])
         steps = schedule.planned(config.total_timesteps)
@@ -132,10 +226,9 @@ def summarise(root: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
     Seeds of earlier calls are in it too, as far as all arms are finished.
     """
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
-    everywhere = {int(path.name[1:]) for path in root.glob("s*") if path.name[1:].isdigit()}
     rows = []
-    for seed in sorted(everywhere | set(seeds)):
-        folders = {arm: RunFolder(root / f"s{seed}" / arm) for arm in arms}
+    for seed in sorted({*layout.seeds_of(root), *seeds}):
+        folders = {arm: RunFolder(layout.arm_folder(root, seed, arm)) for arm in arms}
         if not all(folder.result.exists() for folder in folders.values()):
             continue
         control = read_episodes(folders[CONTROL].path) if CONTROL in folders else None
@@ -143,28 +236,27 @@ def summarise(root: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
             checkpoint = folder.branch_checkpoint()
             assert checkpoint is not None
             end = json.loads(folder.result.read_text(encoding="utf-8"))["num_timesteps"]
-            step = step_of(checkpoint)
+            step = layout.checkpoint_step(checkpoint)
             measured = recovery(read_episodes(folder.path), step, end, control)
             numbers = {**measured.to_dict(), **_policy_change(folder)}
             _record(folder, arm, step, numbers)
             found[arm].append(numbers)
             rows.append({"arm": arm, "seed": seed, **numbers})
     table = recovery_table(found, CONTROL).to_markdown()
-    text = json.dumps(rows, indent=1).replace("NaN", "null")
-    (root / "recovery.json").write_text(text + "\n", encoding="utf-8")
-    (root / "recovery.md").write_text(table + "\n", encoding="utf-8")
+    text = json.dumps(without_nan(rows), indent=1)
+    (root / layout.RECOVERY).write_text(text + "\n", encoding="utf-8")
+    (root / layout.RECOVERY_TABLE).write_text(table + "\n", encoding="utf-8")
     return table
 
 
 def _record(folder: RunFolder, arm: str, step: int, numbers: Mapping[str, float]) -> None:
     """Add the comparison with the control to the arm's own log and to its TensorBoard, once."""
-    log = folder.path / "interventions.jsonl"
+    log = folder.interventions
     entry = {"recovery_against": CONTROL, "arm": arm, **numbers}
     compared = {key: numbers[key] for key in COMPARED if not math.isnan(numbers[key])}
     if not compared or (log.exists() and '"recovery_against"' in log.read_text(encoding="utf-8")):
         return
-    with log.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry).replace("NaN", "null") + "\n")
+    append_json(log, entry)
     with SummaryWriter(str(folder.path)) as writer:
         for key, value in compared.items():
             writer.add_scalar(f"recovery/vs_none/{key}", value, step)
@@ -172,7 +264,7 @@ def _record(folder: RunFolder, arm: str, step: int, numbers: Mapping[str, float]
 
 def _policy_change(folder: RunFolder) -> dict[str, float]:
     """Return what the first event did to the policy's answers on the probe."""
-    log = folder.path / "interventions.jsonl"
+    log = folder.interventions
     if not log.exists():  # a threshold that was never crossed
         return {}
     first = json.loads(log.read_text(encoding="utf-8").partition("\n")[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -18,14 +19,19 @@ from pydantic import (
     field_validator,
 )
 
+import envs
 from agents.algorithms import ALGORITHMS, algorithm_name, check_agent, hyperparameters
 from agents.signatures import hint
-from experiments.interventions import check_arms, check_intervention, check_parts, check_schedule
+from experiments.interventions import (
+    callback_arguments,
+    check_arms,
+    check_intervention,
+    check_parts,
+    check_schedule,
+)
 from experiments.plain_yaml import ConfigError
+from fire_rl import InterventionCallback
 from fire_rl.utils.validation import as_number
-
-# Checks of things that agents know nothing of (environments), given by train.py.
-Checks = Mapping[str, Callable[[Any, Mapping[str, Any]], object]]
 
 
 def _count(value: Any) -> Any:
@@ -159,8 +165,18 @@ class RunConfig(Section):
 
     @field_validator("env_options", "normalize", "tasks")
     @classmethod
-    def _check_elsewhere(cls, value: Any, info: ValidationInfo) -> Any:
-        return _check_with(info, value)
+    def _check_environment(cls, value: Any, info: ValidationInfo) -> Any:
+        run = info.data
+        if value is None or not {"env", "imports"} <= set(run):  # they have faults of their own
+            return value
+        if info.field_name == "env_options":
+            _as_value_errors(envs.check_env, run["env"], value, run["imports"])
+        elif info.field_name == "normalize":
+            _as_value_errors(envs.normalize_options, value)
+        else:
+            rest = run.get("n_envs", 1), run["env"], run.get("env_options", {}), run["imports"]
+            _as_value_errors(envs.check_tasks, value.model_dump(), *rest)
+        return value
 
     @field_validator("agent")
     @classmethod
@@ -169,8 +185,11 @@ class RunConfig(Section):
 
     @field_validator("intervention", mode="before")
     @classmethod
-    def _check_intervention(cls, value: Any, info: ValidationInfo) -> Any:
-        return _check_with(info, check_intervention(value))
+    def _check_intervention(cls, value: Any) -> Any:
+        checked = check_intervention(value)
+        for arguments in callback_arguments(checked, None):
+            _as_value_errors(partial(InterventionCallback, **arguments))
+        return checked
 
     @field_validator("schedule", mode="before")
     @classmethod
@@ -200,19 +219,17 @@ class RunConfig(Section):
         return device
 
 
-def parse_config(values: Mapping[str, Any], checks: Checks | None = None) -> RunConfig:
-    """Check a run's values as a whole.
+def parse_config(values: Mapping[str, Any]) -> RunConfig:
+    """Check a run's values as a whole: hyper-parameters, environment, tasks and interventions.
 
     Args:
         values: As read from YAML, flags applied.
-        checks: Further checks by key, ``check(value, values_so_far)``; they raise ValueError or
-            ImportError.
 
     Raises:
         ConfigError: With every fault that there is.
     """
     try:
-        return RunConfig.model_validate(_move_frame_stack(values), context=checks)
+        return RunConfig.model_validate(_move_frame_stack(values))
     except ValidationError as error:
         faults = [line for fault in error.errors() for line in _describe(fault).split("\n")]
         raise ConfigError(faults) from None
@@ -231,14 +248,6 @@ def _move_frame_stack(values: Mapping[str, Any]) -> dict[str, Any]:
         moved["frame_stack"] = options["frame_stack"]
         moved["env_options"] = {k: v for k, v in options.items() if k != "frame_stack"}
     return moved
-
-
-def _check_with(info: ValidationInfo, value: Any) -> Any:
-    """Call the check that was given for a key, if there is one."""
-    check = (info.context or {}).get(str(info.field_name))
-    if check is not None and value is not None and {"env", "imports"} <= set(info.data):
-        _as_value_errors(check, value, info.data)
-    return value
 
 
 def _as_value_errors(check: Callable[..., Any], *args: Any) -> None:

@@ -1,15 +1,22 @@
-"""SB3's evaluation with what a run folder needs besides."""
+"""SB3's evaluation for every algorithm, and what a run folder needs besides."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable import evaluation as maskable
 from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from experiments.config import Evaluation
 from experiments.folder import RunFolder
+from fire_rl.runs import layout
 
 
 def evaluation_callback(
@@ -33,7 +40,7 @@ def evaluation_callback(
     kind = MaskableEvalCallback if masked else EvalCallback
     return kind(
         env,
-        callback_on_new_best=_SaveNormalization(folder.path / "best_vecnormalize.pkl"),
+        callback_on_new_best=_SaveNormalization(layout.vecnormalize_of(folder.best_model)),
         n_eval_episodes=evaluation.episodes,
         eval_freq=max(evaluation.every // n_envs, 1),
         log_path=str(folder.path),
@@ -41,6 +48,14 @@ def evaluation_callback(
         deterministic=deterministic,
         verbose=0,
     )
+
+
+def evaluator(model: BaseAlgorithm) -> Callable[..., Any]:
+    """Return the ``evaluate_policy`` for a model: one that asks for masks, or SB3's own.
+
+    Both hand an LSTM's states on from step to step.
+    """
+    return maskable.evaluate_policy if isinstance(model, MaskablePPO) else evaluate_policy
 
 
 class _SaveNormalization(BaseCallback):

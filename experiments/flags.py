@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from agents import ALGORITHMS
-from experiments.config import Checks, RunConfig, parse_config
+from experiments.config import RunConfig, parse_config
 from experiments.interventions import entries
 from experiments.plain_yaml import ConfigError, read_yaml, set_value
 from fire_rl.interventions import CONTROL, INTERVENTIONS
@@ -87,6 +87,15 @@ class Args:
     """Say more: one line per measurement, and tracebacks of errors."""
 
 
+def parse_flags(description: str | None) -> Args:
+    """Read the command line; ``--help`` shows the description.
+
+    Raises:
+        SystemExit: With the exit code, after ``--help`` and for unknown flags.
+    """
+    return tyro.cli(Args, description=description, config=(tyro.conf.FlagCreatePairsOff,))
+
+
 def check_combination(args: Args) -> None:
     """Refuse flags that would be ignored.
 
@@ -130,16 +139,11 @@ def check_combination(args: Args) -> None:
         raise ConfigError([f"--episodes must be at least 1, got {args.episodes}."])
 
 
-def read_configs(args: Args, checks: Checks) -> list[RunConfig]:
+def read_configs(args: Args) -> list[RunConfig]:
     """Return the configuration of each seed: the file, the flags, checked as a whole.
 
-    Args:
-        args: The flags.
-        checks: See :func:`~experiments.config.parse_config`.
-
     Raises:
-        ConfigError: With every fault that there is.
-        OSError: If the file cannot be read.
+        ConfigError: With every fault that there is, or if the file cannot be read.
     """
     values: dict[str, Any] = {}
     if args.config is not None:
@@ -152,7 +156,7 @@ def read_configs(args: Args, checks: Checks) -> list[RunConfig]:
         values = loaded
     faults = _apply_flags(values, args)
     try:
-        first = parse_config(values, checks)
+        first = parse_config(values)
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
     if faults:

@@ -3,48 +3,49 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import HParam, Logger, configure
 
 from experiments.config import RunConfig, dump_yaml
 from experiments.interventions import names
+from experiments.machine import describe_machine
 from experiments.plain_yaml import ConfigError, read_yaml
-
-_PACKAGES = (
-    "fire-rl", "stable-baselines3", "torch", "numpy", "gymnasium", "ale-py", "mujoco",
-    "opencv-python-headless", "tensorboard", "pydantic",
-)  # fmt: skip
+from fire_rl.checkpoints.store import Checkpoint
+from fire_rl.runs import layout
 
 
 class RunFolder:
-    """The files of one run.
+    """The files of one run, and where in it the training begins and ends.
 
     Args:
         path: The folder.
+
+    Attributes:
+        resume_from: A checkpoint of this run to go on from; None to start anew.
+        branch_from: The checkpoint of another run that a new branch begins with, if it has been
+            read already.
+        stop_at: The step at which to save a checkpoint and stop.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config = self.path / "config.yaml"
-        self.environment = self.path / "environment.json"
-        self.model = self.path / "model.zip"
-        self.best_model = self.path / "best_model.zip"
-        self.vecnormalize = self.path / "vecnormalize.pkl"
-        self.progress = self.path / "progress.csv"
-        self.checkpoints = self.path / "checkpoints"
-        self.result = self.path / "result.json"
-        self.resume_from: Path | None = None
+        self.config = self.path / layout.CONFIG
+        self.environment = self.path / layout.ENVIRONMENT
+        self.model = self.path / layout.MODEL
+        self.best_model = self.path / layout.BEST_MODEL
+        self.vecnormalize = self.path / layout.VECNORMALIZE
+        self.progress = self.path / layout.PROGRESS
+        self.checkpoints = self.path / layout.CHECKPOINTS
+        self.interventions = self.path / layout.INTERVENTIONS
+        self.result = self.path / layout.RESULT
+        self.resume_from: Checkpoint | None = None
+        self.branch_from: Checkpoint | None = None
         self.stop_at: int | None = None
 
     def check_free(self) -> None:
@@ -71,7 +72,12 @@ class RunFolder:
     def describe(self, config: RunConfig) -> None:
         """Write ``config.yaml`` and ``environment.json``."""
         self.config.write_text(dump_yaml(config), encoding="utf-8")
-        text = json.dumps(_environment(config.device), indent=2)
+        environment = {
+            "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": [sys.executable, *sys.argv],
+            **describe_machine(config.device),
+        }
+        text = json.dumps(environment, indent=2)
         self.environment.write_text(text + "\n", encoding="utf-8")
 
     def logger(self, tables: bool) -> Logger:
@@ -98,16 +104,8 @@ class RunFolder:
 
     def normalization_of(self, model: Path) -> Path | None:
         """Return the statistics that belong to one of the folder's models, if there are any."""
-        name = "vecnormalize.pkl"
-        if model == self.best_model:
-            name = "best_vecnormalize.pkl"
-        path = model.parent / name
+        path = layout.vecnormalize_of(model)
         return path if path.exists() else None
-
-
-def step_of(checkpoint: Path) -> int:
-    """Return the step of a checkpoint: its folder's name, ``STEP`` or ``STEP.AGAIN``."""
-    return int(checkpoint.name.partition(".")[0])
 
 
 def default_path(config: RunConfig, root: str | Path = "runs") -> Path:
@@ -130,13 +128,15 @@ def find_run(path: str | Path) -> tuple[RunFolder, Path]:
     """
     path = Path(path)
     if path.suffix == ".zip" and path.is_file():
-        in_checkpoint = path.parent.parent.name == "checkpoints"
+        in_checkpoint = path.parent.parent.name == layout.CHECKPOINTS
         folder = RunFolder(path.parents[2] if in_checkpoint else path.parent)
         models = [path]
     else:
         folder = RunFolder(path)
-        latest = sorted(folder.checkpoints.glob("*/model.zip"), key=lambda p: p.stat().st_mtime)
-        models = [p for p in (folder.model, folder.best_model, *latest[::-1]) if p.exists()]
+        saved = sorted(
+            folder.checkpoints.glob(f"*/{layout.MODEL}"), key=lambda p: p.stat().st_mtime
+        )
+        models = [p for p in (folder.model, folder.best_model, *saved[::-1]) if p.exists()]
     folder.check_run()
     if not models:
         raise ConfigError([f"{path} has no model yet: no model.zip, best_model.zip or checkpoint."])
@@ -165,7 +165,7 @@ def record_outcome(
     if metrics:
         hparams = HParam(_flatten(config.model_dump(mode="json")), metrics)
         model.logger.record("hparams", hparams, exclude=("stdout", "csv"))
-    model.logger.record("time/total_timesteps", model.num_timesteps, exclude="tensorboard")
+    model.logger.record(layout.STEP_COLUMN, model.num_timesteps, exclude="tensorboard")
     model.logger.dump(model.num_timesteps)
 
 
@@ -179,54 +179,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | st
             plain = isinstance(value, bool | int | float | str)
             flat[prefix + key] = value if plain else str(value)
     return flat
-
-
-def _environment(device: str) -> dict[str, Any]:
-    """Describe what the run runs on."""
-    return {
-        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": [sys.executable, *sys.argv],
-        "git": _git(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "device": _device(device),
-        "cpu": {"name": _cpu_name(), "count": os.cpu_count()},
-        "num_threads": torch.get_num_threads(),
-    }
-
-
-def _git() -> dict[str, Any] | None:
-    """Return the commit of this checkout and whether files differ from it."""
-
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # Results of earlier runs have no part in this one.
-        status = ("status", "--porcelain", "--", ".", ":(top,exclude)benchmarks/results")
-        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git(*status))}
-    except (OSError, subprocess.CalledProcessError):
-        return None  # no git, or not a checkout
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _device(device: str) -> str:
-    cuda = torch.cuda.is_available() and device != "cpu"
-    return torch.cuda.get_device_name() if cuda else "cpu"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

@@ -16,21 +16,25 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from experiments.flags import Args
 from experiments.folder import RunFolder
 from experiments.plain_yaml import ConfigError
+from fire_rl.checkpoints.store import CheckpointError
 from fire_rl.interventions import CONTROL
+from fire_rl.runs import layout
 from fire_rl.sb3.internals import steps_at_start
 
+# What a user may get wrong before training begins: a message, no traceback.
+USER_ERRORS = (ValueError, ImportError, OSError, CheckpointError)
 
-def report(error: Exception, args: Args, user_errors: tuple[type[Exception], ...]) -> int:
+
+def report(error: Exception, args: Args) -> int:
     """Say what is wrong; return the exit code.
 
     Args:
-        error: What was raised.
+        error: What was raised; one of :data:`USER_ERRORS` needs no more than its message.
         args: The flags; ``--verbose`` raises it again.
-        user_errors: Kinds whose message says all.
     """
     if args.verbose:
         raise error
-    kind = "" if isinstance(error, user_errors) else f"{type(error).__name__}: "
+    kind = "" if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: "
     faults = error.faults if isinstance(error, ConfigError) else [f"{kind}{error}"]
     where = f" in {args.config}" if args.config and isinstance(error, ConfigError) else ""
     count = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
@@ -70,7 +74,7 @@ def _interventions(callbacks: Sequence[Any]) -> int:
     return sum(len(callback.reports) for callback in acting)
 
 
-def sum_up(
+def print_summary(
     folder: RunFolder,
     model: BaseAlgorithm,
     ending: str,
@@ -89,6 +93,6 @@ def sum_up(
     print(f"Logs:         {folder.path}")
     print(f"Model:        {folder.model}")
     print(f"TensorBoard:  {tensorboard} --logdir {folder.path}")
-    if ending != "finished" and any(folder.checkpoints.glob("*/manifest.json")):
+    if ending != "finished" and any(folder.checkpoints.glob(f"*/{layout.MANIFEST}")):
         print(f"Go on:        {sys.executable} train.py --resume {folder.path}")
     print(f"Watch it:     {sys.executable} train.py --play {folder.path}")

@@ -4,40 +4,39 @@ from __future__ import annotations
 
 import copy
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
+from envs import set_task
 from experiments.config import Tasks
-from experiments.watch import evaluator
+from experiments.evaluation import evaluator
+from fire_rl.runs import layout
 from fire_rl.utils.gymnasium_internals import generator_of, set_generator
 from fire_rl.utils.rng import isolated_rng
 
-FILE = "continual.csv"
-_COLUMNS = ("step", "trained_task", "task", "return", "return_std", "episodes")
-
 
 class TaskCallback(BaseCallback):
-    """Log which task of a sequence is being trained, and tell whom it concerns.
+    """Log which task of a sequence is being trained, and move evaluation environments to it.
 
     Args:
-        listeners: Called with the number of each new task.
+        eval_envs: The environments that change with the training.
     """
 
-    def __init__(self, listeners: Sequence[Callable[[int], None]] = ()) -> None:
+    def __init__(self, eval_envs: Sequence[VecEnv] = ()) -> None:
         super().__init__()
-        self.listeners = listeners
+        self.eval_envs = eval_envs
         self.task = 0
 
     def _on_step(self) -> bool:
         task = int(self.locals["infos"][0]["task"])
         if task != self.task:
             self.task = task
-            for listener in self.listeners:
-                listener(task)
+            for env in self.eval_envs:
+                set_task(env, task)
         self.logger.record("rollout/task", task)
         return True
 
@@ -58,7 +57,6 @@ class TaskEvaluation(BaseCallback):
             and the first one among them, the rest evenly spaced; ``evaluate_episodes`` is how many
             episodes of each. Tasks that recur are evaluated once, under their first number.
         env: Environments for evaluation.
-        set_task: Moves them to a task.
         folder: Where to write.
         seed: Of the episodes, and of actions if they are drawn.
         deterministic: Whether to take the policy's most likely action.
@@ -68,7 +66,6 @@ class TaskEvaluation(BaseCallback):
         self,
         tasks: Tasks,
         env: VecEnv,
-        set_task: Callable[[VecEnv, int], None],
         *,
         folder: Path,
         seed: int = 0,
@@ -77,7 +74,6 @@ class TaskEvaluation(BaseCallback):
         super().__init__()
         self.tasks = tasks
         self.eval_env = env  # the name by which checkpoints find it
-        self.set_task = set_task
         self.folder = folder
         self.seed = seed
         self.deterministic = deterministic
@@ -107,14 +103,14 @@ class TaskEvaluation(BaseCallback):
             self.logger.record("continual/return_earlier", float(np.mean(old)))
         self._write()
         # As EvalCallback does: now, because off-policy training dumps when episodes end.
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.record(layout.STEP_COLUMN, self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
 
     def _play(self, task: int) -> list[float]:
         """Return the returns of one task's episodes."""
         if self.model.get_vec_normalize_env() is not None:
             sync_envs_normalization(self.training_env, self.eval_env)
-        self.set_task(self.eval_env, task)
+        set_task(self.eval_env, task)
         self.eval_env.seed(self.seed)
         # DQN's predict() explores with the model's own action space, whose generator training uses.
         generator = copy.deepcopy(generator_of(self.model.action_space))
@@ -133,9 +129,9 @@ class TaskEvaluation(BaseCallback):
 
     def _write(self) -> None:
         """Write ``continual.csv``, whole: a resumed run knows the lines before it."""
-        with (self.folder / FILE).open("w", newline="", encoding="utf-8") as file:
+        with (self.folder / layout.CONTINUAL).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(_COLUMNS)
+            writer.writerow(layout.CONTINUAL_COLUMNS)
             writer.writerows(self.rows)
 
 

@@ -2,16 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sb3_contrib import MaskablePPO
-from sb3_contrib.common.maskable import evaluation as maskable
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+import envs
+from agents import load_agent
+from experiments.build import is_deterministic, make_env
+from experiments.config import parse_config
+from experiments.evaluation import evaluator
+from experiments.flags import Args
+from experiments.folder import find_run
+from experiments.plain_yaml import ConfigError, read_yaml
+
+
+def watch(path: Path, args: Args) -> None:
+    """Play episodes of a trained agent, print their returns, write videos."""
+    folder, model_path = find_run(path)
+    config = parse_config(read_yaml(folder.config.read_text(encoding="utf-8")))
+    env = make_env(
+        config,
+        1,
+        training=False,
+        normalize=False,
+        render_mode=None if args.video is None else "rgb_array",
+        **({} if args.seed is None else {"seed": args.seed}),
+    )
+    if config.normalize:
+        statistics = folder.normalization_of(model_path)
+        if statistics is None:
+            raise ConfigError([f"{model_path} needs its vecnormalize.pkl, which is not there."])
+        env = VecNormalize.load(str(statistics), env)
+        env.training = env.norm_reward = False
+    model = load_agent(config.algo, model_path)
+    if config.tasks is not None:  # the one that it was trained on last
+        envs.set_task(env, (model.num_timesteps - 1) // config.tasks.every)
+    fps = envs.frames_per_second(config.env, config.env_options, env)
+    print(f"{model_path}: {config.algo} on {config.env}, {model.num_timesteps:,} steps of training")
+    returns, lengths = play(model, env, args.episodes, is_deterministic(config), args.video, fps)
+    env.close()
+    print(f"\n{'episode':>7} {'return':>12} {'length':>8}")
+    for number, (score, length) in enumerate(zip(returns, lengths, strict=True), start=1):
+        print(f"{number:>7} {score:>12.2f} {length:>8}")
+    print(f"{'mean':>7} {np.mean(returns):>12.2f} {np.mean(lengths):>8.0f}")
+    print(f"{'std':>7} {np.std(returns):>12.2f} {np.std(lengths):>8.0f}")
+    if args.video is not None:
+        print(f"Videos: {args.video}")
 
 
 def play(
@@ -54,14 +94,6 @@ def play(
     assert isinstance(returns, list)
     assert isinstance(lengths, list)
     return returns, lengths
-
-
-def evaluator(model: BaseAlgorithm) -> Callable[..., Any]:
-    """Return the ``evaluate_policy`` for a model: one that asks for masks, or SB3's own.
-
-    Both hand an LSTM's states on from step to step.
-    """
-    return maskable.evaluate_policy if isinstance(model, MaskablePPO) else evaluate_policy
 
 
 class _Recorder:

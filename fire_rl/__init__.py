@@ -5,6 +5,7 @@ from fire_rl.callbacks import (
     InterventionCallback,
     PlasticityMetricsCallback,
     RunCheckpointCallback,
+    TrainingStopped,
 )
 from fire_rl.checkpoints.env_state import StateAccess
 from fire_rl.checkpoints.store import CheckpointError, restore, save
@@ -86,6 +87,7 @@ __all__ = [
     "ShrinkAndPerturb",
     "StateAccess",
     "Threshold",
+    "TrainingStopped",
     "anatomy_of",
     "apply_intervention",
     "approximate_rank",

@@ -32,6 +32,10 @@ import numpy as np
 import yaml
 
 from benchmarks.common import RESULTS, ROOT, write_rows
+from experiments import training
+from experiments.config import parse_config
+from experiments.flags import Args
+from experiments.folder import RunFolder
 from fire_rl.interventions import CONTROL
 from fire_rl.runs.episodes import read_episodes
 from fire_rl.runs.readers import read_events, read_scalars, read_tasks
@@ -150,19 +154,14 @@ def configuration(setting: Setting, arm: str, seed: int) -> dict[str, Any]:
 
 def train(job: Job) -> dict[str, Any]:
     """Train a run to its end, unless that is done, and return its row."""
-    import train as command_line
-    from experiments.config import parse_config
-    from experiments.flags import Args
-    from experiments.folder import RunFolder
-
     setting = FULL[job.setting]
     values = configuration(setting, job.arm, job.seed)
     folder = RunFolder(job.folder)
     if not folder.result.exists():
         shutil.rmtree(folder.path, ignore_errors=True)  # stopped in the middle: anew
-        config = parse_config(values, command_line.CHECKS)
+        config = parse_config(values)
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            if command_line.train(config, folder, Args()) != 0:
+            if training.train(config, folder, Args()) != 0:
                 raise RuntimeError(f"{job.folder} did not come to its end.")
     digest = hashlib.sha256((CONFIGS / f"{setting.config}.yaml").read_bytes()).hexdigest()
     source = {"config": f"configs/continual/{setting.config}.yaml", "config_sha256": digest}
@@ -281,7 +280,7 @@ def main() -> int:
 def workers(jobs: int) -> ProcessPoolExecutor:
     """Return processes that train one run each, and have imported what they need."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train"])
+    context.set_forkserver_preload(["experiments.training"])
     return ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1)
 
 

@@ -202,7 +202,7 @@ def fill_disk(folder: Path) -> dict[str, Any]:
                 (line for line in errors.splitlines() if f"{CheckpointError.__name__}: " in line),
                 None,
             ),
-            "last_good_checkpoint": None if good is None else good.name,
+            "last_good_checkpoint": None if good is None else good.path.name,
             "finished_after_enlarging": process.returncode == 0,
             **compare(folder / f"{case}-whole", cut),
         }

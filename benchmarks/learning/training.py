@@ -26,9 +26,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.common import ROOT, write_result
+from experiments.build import make_env
 from experiments.config import parse_config
 from experiments.plain_yaml import read_yaml
-from train import make_env
 
 COMMON = [
     "--total-timesteps", "100000", "--every", "40000",

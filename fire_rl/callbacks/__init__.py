@@ -1,6 +1,6 @@
 """What users attach to SB3's ``learn()``; every argument is a plain value that YAML can hold."""
 
-from fire_rl.callbacks.checkpoint import RunCheckpointCallback
+from fire_rl.callbacks.checkpoint import RunCheckpointCallback, TrainingStopped
 from fire_rl.callbacks.fire import FireCallback
 from fire_rl.callbacks.intervention import InterventionCallback
 from fire_rl.callbacks.plasticity_metrics import PlasticityMetricsCallback
@@ -10,4 +10,5 @@ __all__ = [
     "InterventionCallback",
     "PlasticityMetricsCallback",
     "RunCheckpointCallback",
+    "TrainingStopped",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,12 +106,13 @@ class RolloutCallback(BaseCallback):
 
 
 def say(callback: BaseCallback, message: str) -> None:
-    """Log a line if the callback is verbose, on the terminal if the user has set up no logging."""
+    """Print a line if the callback is verbose, as SB3's own callbacks do.
+
+    The one place of the library that prints (DESIGN §7.5): a library adds no handlers to the
+    user's logging, and without one these lines would be lost.
+    """
     if callback.verbose >= 1:
-        if not logger.hasHandlers():
-            logger.addHandler(logging.StreamHandler(sys.stdout))
-            logger.setLevel(logging.INFO)
-        logger.info(message)
+        print(message, flush=True)
 
 
 def check_place(callback: BaseCallback) -> None:

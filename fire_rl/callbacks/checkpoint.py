@@ -1,4 +1,4 @@
-"""The SB3 callback that saves checkpoints, and resumes from them."""
+"""The SB3 callback that saves checkpoints, resumes from them, and stops a training at one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,36 @@ from stable_baselines3.common.callbacks import BaseCallback
 from fire_rl.callbacks.base import check_place, say
 from fire_rl.callbacks.event_clock import EventClock
 from fire_rl.checkpoints.replay_segments import check_buffer
-from fire_rl.checkpoints.store import Saved, latest, locked, restore, save
+from fire_rl.checkpoints.store import Checkpoint, Saved, check, latest, locked, restore, save
 from fire_rl.runs.layout import CHECKPOINTS
 from fire_rl.sb3.loggers import log_folder
 from fire_rl.schedules import Every
 from fire_rl.utils.validation import check_int
+
+
+class TrainingStopped(Exception):
+    """A training has ended before its total, because :class:`RunCheckpointCallback` was asked to.
+
+    It leaves ``model.learn()``. The model is as it was saved, to the bit.
+
+    Attributes:
+        checkpoint: The checkpoint, saved just before.
+
+    Example:
+        >>> import tempfile
+        >>> from stable_baselines3 import PPO
+        >>> saver = RunCheckpointCallback(50_000, tempfile.mkdtemp(), stop_at=100)
+        >>> try:
+        ...     model = PPO("MlpPolicy", "CartPole-v1", n_steps=64).learn(1_000, callback=saver)
+        ... except TrainingStopped as stopped:
+        ...     print(stopped.checkpoint.path.name)
+        128
+    """
+
+    def __init__(self, checkpoint: Saved) -> None:
+        self.checkpoint = checkpoint
+        step = checkpoint.manifest["num_timesteps"]
+        super().__init__(f"The training was stopped at step {step:,}, saved in {checkpoint.path}.")
 
 
 class RunCheckpointCallback(BaseCallback):
@@ -32,12 +57,14 @@ class RunCheckpointCallback(BaseCallback):
             model's TensorBoard or CSV logs.
         keep_last: How many checkpoints to keep; None for all.
         resume: True to go on from the newest whole checkpoint in ``folder``, and to start anew
-            if there is none; or a checkpoint's path.
-        branch_from: A checkpoint of another training with the same model, to go on from as a new
-            one: weights, optimizers, replay buffer, environments, schedules and random numbers
-            continue, an :class:`~fire_rl.InterventionCallback` begins there, logs are
-            its own. ``resume`` goes first, if it finds a checkpoint of the branch itself.
-        stop_at: Step at which to save and stop, as ``stop_requested`` does.
+            if there is none; or a checkpoint: its path, or what
+            :func:`~fire_rl.checkpoints.store.latest` returned, which is not verified again.
+        branch_from: A checkpoint, as in ``resume``, of another training with the same model, to go
+            on from as a new one: weights, optimizers, replay buffer, environments, schedules and
+            random numbers continue, an :class:`~fire_rl.InterventionCallback` begins there, logs
+            are its own. ``resume`` goes first, if it finds a checkpoint of the branch itself.
+        stop_at: Step from which on to save at the next rollout start and stop there, see
+            ``stop_requested``.
         strict: Whether hyper-parameters other than the checkpoint's are an error.
         verbose: 1 for a line per checkpoint.
 
@@ -46,11 +73,12 @@ class RunCheckpointCallback(BaseCallback):
             buffer is unknown.
         CheckpointError: In training, if a checkpoint cannot be written or read, or another process
             trains into the folder.
+        TrainingStopped: In training, after a stop that was asked for.
 
     Attributes:
         saved: What was written so far.
-        stop_requested: Set it to save at the next rollout start and to stop there with a
-            ``KeyboardInterrupt``; a handler of signals can do no more.
+        stop_requested: Set it, for example in a signal handler, to save at the next rollout start
+            and to stop there with :class:`TrainingStopped`.
 
     Example:
         >>> from stable_baselines3 import PPO
@@ -67,8 +95,8 @@ class RunCheckpointCallback(BaseCallback):
         folder: str | Path | None = None,
         *,
         keep_last: int | None = 2,
-        resume: bool | str | Path = False,
-        branch_from: str | Path | None = None,
+        resume: bool | str | Path | Checkpoint = False,
+        branch_from: str | Path | Checkpoint | None = None,
         stop_at: int | None = None,
         strict: bool = True,
         verbose: int = 0,
@@ -78,12 +106,12 @@ class RunCheckpointCallback(BaseCallback):
         self.clock = EventClock(Every(every), None, "timesteps")
         self.keep_last = None if keep_last is None else check_int("keep_last", keep_last, 1)
         self.resume = resume
-        self.branch_from = None if branch_from is None else Path(branch_from)
+        self.branch_from = branch_from
         self.stop_at = None if stop_at is None else check_int("stop_at", stop_at, 1)
         self.strict = strict
         self.saved: list[Saved] = []
         self.stop_requested = False
-        self._base: Path | None = None
+        self._base: Checkpoint | None = None
         self._lock = ExitStack()
 
     def _on_training_start(self) -> None:
@@ -104,10 +132,10 @@ class RunCheckpointCallback(BaseCallback):
             self.stop_requested = True
         self.clock.advance(self.model)
         if self.clock.take() is not None or self.stop_requested:
-            self._save()
-        if self.stop_requested:
-            self._lock.close()
-            raise KeyboardInterrupt
+            saved = self._save()
+            if self.stop_requested:
+                self._lock.close()
+                raise TrainingStopped(saved)
 
     def _on_step(self) -> bool:
         self.clock.advance(self.model)
@@ -128,30 +156,36 @@ class RunCheckpointCallback(BaseCallback):
     def _restore(self) -> None:
         assert self.folder is not None
         callbacks = [self.locals["callback"]]
-        path: Path | None = None
-        if self.resume:
-            path = latest(self.folder) if self.resume is True else Path(str(self.resume))
-        if path is not None:
-            restore(self.model, path, callbacks, self.strict)
-            self._base = path
-            self._say(f"resumed from {path} at step {self.model.num_timesteps:,}")
-        elif self.branch_from is not None:
-            begun = restore(self.model, self.branch_from, callbacks, self.strict, branch=True)
-            self._say(f"branched off {self.branch_from} at step {self.model.num_timesteps:,}")
+        own = latest(self.folder) if self.resume is True else _verified(self.resume)
+        if own is not None:
+            restore(self.model, own, callbacks, self.strict)
+            self._base = own
+            self._say(f"resumed from {own.path} at step {self.model.num_timesteps:,}")
+        elif (trunk := _verified(self.branch_from)) is not None:
+            begun = restore(self.model, trunk, callbacks, self.strict, branch=True)
+            self._say(f"branched off {trunk.path} at step {self.model.num_timesteps:,}")
             for callback in begun:  # they act before the first step, as in the saved training
                 callback.on_rollout_start()
         self.resume, self.branch_from = False, None
 
-    def _save(self) -> None:
+    def _save(self) -> Saved:
         assert self.folder is not None
         callbacks = [self.locals["callback"]]
         saved = save(self.model, self.folder, callbacks, self.keep_last, self._base)
-        self._base = saved.path
+        self._base = saved
         self.saved.append(saved)
         self._say(
             f"checkpoint {saved.path}: {saved.written / 1e6:.1f} MB written, "
             f"{saved.total / 1e6:.1f} MB in all, {saved.seconds:.2f} s"
         )
+        return saved
 
     def _say(self, message: str) -> None:
         say(self, message)
+
+
+def _verified(given: bool | str | Path | Checkpoint | None) -> Checkpoint | None:
+    """Return a checkpoint, verified now if it was given by its path; None if none was given."""
+    if isinstance(given, Checkpoint):
+        return given
+    return check(str(given)) if given else None

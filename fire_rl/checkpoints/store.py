@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +28,14 @@ from fire_rl.checkpoints import replay_segments
 from fire_rl.checkpoints.replay_segments import digest
 from fire_rl.checkpoints.safe_tree import read_tree, write_tree
 from fire_rl.checkpoints.training_state import capture_training, check_same, restore_training
-from fire_rl.runs import layout
+from fire_rl.runs.layout import (
+    MANIFEST,
+    MODEL,
+    VECNORMALIZE,
+    checkpoint_name,
+    checkpoint_order,
+    checkpoint_paths,
+)
 from fire_rl.sb3.internals import total_timesteps
 from fire_rl.sb3.loggers import cut_logs, log_sizes
 
@@ -43,17 +50,28 @@ class CheckpointError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A checkpoint that was written and verified.
+class Checkpoint:
+    """A checkpoint whose files have been compared with their checksums, all of them.
 
     Attributes:
         path: Its folder.
+        manifest: What it consists of: steps, files with their checksums, sizes of logs.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Saved(Checkpoint):
+    """A checkpoint that this process has written and verified.
+
+    Attributes:
         written: Bytes written for it; segments that an earlier one has written do not count.
         total: Bytes that it consists of.
         seconds: How long it took.
     """
 
-    path: Path
     written: int
     total: int
     seconds: float
@@ -64,9 +82,9 @@ def save(
     folder: str | Path,
     callbacks: Sequence[BaseCallback] = (),
     keep_last: int | None = None,
-    base: Path | None = None,
+    base: Checkpoint | None = None,
 ) -> Saved:
-    """Write a checkpoint, verify it, then delete the oldest ones.
+    """Write a checkpoint, verify what was written, then delete the oldest ones.
 
     Only in ``_on_rollout_start`` is it exact (elsewhere SB3 holds half of a step in local
     variables): :class:`~fire_rl.RunCheckpointCallback` calls it there.
@@ -77,7 +95,7 @@ def save(
         callbacks: The callbacks of the training, whose state is saved too.
         keep_last: How many checkpoints to keep; None for all.
         base: The checkpoint in this folder that this training has written last, or was restored
-            from: what it holds of the replay buffer is not written again.
+            from: what it holds of the replay buffer is neither written nor verified again.
 
     Raises:
         CheckpointError: If it cannot be written, or another process writes here; earlier
@@ -92,32 +110,33 @@ def save(
             (folder / _REPLAY).mkdir(parents=True, exist_ok=True)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            manifest, written = _write(model, folder, temporary, callbacks, base)
+            earlier = _replay_of(base, folder)
+            written = _write(model, folder, temporary, callbacks, earlier)
             os.replace(temporary, final)
             _sync(folder)
-            check(final)
+            known = {item["file"] for item in (earlier or {"segments": []})["segments"]}
+            manifest = _verified(final, known).manifest
         except (OSError, ValueError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             _collect_garbage(folder)
             good = latest(folder)
-            rest = f"the last good one is {good}" if good is not None else "there is no earlier one"
+            rest = f"the last good one is {good.path}" if good else "there is no earlier one"
             raise CheckpointError(
                 f"The checkpoint at step {model.num_timesteps:,} could not be written to "
                 f"{folder}: {error}; {rest}."
             ) from error
-        step = layout.checkpoint_step(final)
-        same_step = [p for p in checkpoints(folder) if layout.checkpoint_step(p) == step]
+        same_step = _of_step(folder, model.num_timesteps)
         too_many = [] if keep_last is None else checkpoints(folder)[:-keep_last]
         for old in {*same_step[:-1], *too_many}:
             shutil.rmtree(old)
         _collect_garbage(folder)
     total = sum(item["bytes"] for item in _files(manifest))
-    return Saved(final, written, total, time.perf_counter() - started)
+    return Saved(final, manifest, written, total, time.perf_counter() - started)
 
 
 def restore(
     model: BaseAlgorithm,
-    path: str | Path,
+    checkpoint: str | Path | Checkpoint,
     callbacks: Sequence[BaseCallback] = (),
     strict: bool = True,
     branch: bool = False,
@@ -129,7 +148,8 @@ def restore(
 
     Args:
         model: A model with the same algorithm, networks and number of environments.
-        path: A checkpoint's folder.
+        checkpoint: What :func:`latest` or :func:`check` has verified; or its folder, which is
+            verified first.
         callbacks: The same callbacks in the same order.
         strict: Whether other hyper-parameters than the checkpoint's are an error.
         branch: Whether this is another training than the one that was saved, with its own logs
@@ -141,8 +161,8 @@ def restore(
     Raises:
         CheckpointError: If the checkpoint is damaged, or does not fit the model.
     """
-    path = Path(path)
-    manifest = check(path)
+    found = checkpoint if isinstance(checkpoint, Checkpoint) else check(checkpoint)
+    path, manifest = found.path, found.manifest
     try:
         tree = read_tree(path / _STATE)
         check_same(model, tree["training"], strict)
@@ -160,33 +180,40 @@ def restore(
 
 def checkpoints(folder: str | Path) -> list[Path]:
     """Return the checkpoints of a folder, oldest first; unfinished ones do not count."""
-    return layout.checkpoint_paths(folder)
+    return checkpoint_paths(folder)
 
 
-def latest(folder: str | Path) -> Path | None:
+def latest(folder: str | Path) -> Checkpoint | None:
     """Return the newest checkpoint that is whole; one that is not is named in a warning."""
     for path in reversed(checkpoints(folder)):
         try:
-            check(path)
+            return check(path)
         except CheckpointError as error:
             logger.warning("%s It is passed over.", error)
-        else:
-            return path
     return None
 
 
-def check(path: str | Path) -> dict[str, Any]:
-    """Compare every file of a checkpoint with its checksum; return the manifest.
+def check(path: str | Path) -> Checkpoint:
+    """Compare every file of a checkpoint with its checksum.
 
     Raises:
         CheckpointError: If one is missing, damaged or foreign; the message names it.
     """
-    path = Path(path)
+    return _verified(Path(path))
+
+
+def _verified(path: Path, known: Collection[str] = ()) -> Checkpoint:
+    """Verify a checkpoint as :func:`check` does, but read no replay segment that is known.
+
+    Args:
+        path: Its folder.
+        known: Segments that an earlier checkpoint has verified.
+    """
     homes = {"": path, _STATE: path / _STATE, _REPLAY: path.parent / _REPLAY}
     try:
-        manifest: dict[str, Any] = json.loads((path / layout.MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest.pop("checksum") != _checksum(manifest):
-            raise ValueError(f"{layout.MANIFEST} is damaged: its checksum is another one")
+            raise ValueError(f"{MANIFEST} is damaged: its checksum is another one")
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']!r}, this version reads {FORMAT}")
         for item in _files(manifest):
@@ -195,11 +222,12 @@ def check(path: str | Path) -> dict[str, Any]:
             file = homes[item["folder"]] / item["file"]
             if not file.is_file():
                 raise ValueError(f"{file.name} is missing")
-            if digest(file) != item["sha256"]:
+            is_known = item["folder"] == _REPLAY and item["file"] in known
+            if not is_known and digest(file) != item["sha256"]:
                 raise ValueError(f"{file.name} is damaged: its checksum is another one")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no usable checkpoint: {error}.") from error
-    return manifest
+    return Checkpoint(path, manifest)
 
 
 @contextmanager
@@ -226,11 +254,15 @@ def _lock(folder: str) -> FileLock:
     return FileLock(Path(folder) / ".lock")
 
 
+def _of_step(folder: Path, step: int) -> list[Path]:
+    """Return the checkpoints of one step, oldest first."""
+    return [path for path in checkpoints(folder) if checkpoint_order(path)[0] == step]
+
+
 def _free_name(folder: Path, step: int) -> Path:
     """Return a folder for a checkpoint; one of the same step stays until the new one is good."""
-    taken = [path for path in checkpoints(folder) if layout.checkpoint_step(path) == step]
-    again = layout.checkpoint_order(taken[-1])[1] + 1 if taken else 0
-    return folder / layout.checkpoint_name(step, again)
+    taken = _of_step(folder, step)
+    return folder / checkpoint_name(step, checkpoint_order(taken[-1])[1] + 1 if taken else 0)
 
 
 def _write(
@@ -238,21 +270,21 @@ def _write(
     folder: Path,
     target: Path,
     callbacks: Sequence[BaseCallback],
-    base: Path | None,
-) -> tuple[dict[str, Any], int]:
-    """Write all files of a checkpoint; return its manifest and the bytes written."""
+    earlier: dict[str, Any] | None,
+) -> int:
+    """Write all files of a checkpoint; return the bytes written."""
     buffer = getattr(model, "replay_buffer", None)
     replay, head, written = replay_segments.write_replay(
-        buffer, model.num_timesteps, folder / _REPLAY, _replay_of(base, folder)
+        buffer, model.num_timesteps, folder / _REPLAY, earlier
     )
     _sync(folder / _REPLAY)
     tree = {"training": capture_training(model, callbacks), "replay": head}
     (target / _STATE).mkdir()
     write_tree(target / _STATE, tree)
-    model.save(target / layout.MODEL)
+    model.save(target / MODEL)
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
-        normalize.save(str(target / layout.VECNORMALIZE))
+        normalize.save(str(target / VECNORMALIZE))
     files = []
     for path in sorted([*target.glob("*.*"), *(target / _STATE).iterdir()]):
         size = path.stat().st_size
@@ -270,18 +302,17 @@ def _write(
         "logs": log_sizes(model.logger),
     }
     text = json.dumps({**manifest, "checksum": _checksum(manifest)}, indent=1)
-    (target / layout.MANIFEST).write_text(text + "\n", encoding="utf-8")
-    for path in (target / layout.MANIFEST, target / _STATE, target):
+    (target / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    for path in (target / MANIFEST, target / _STATE, target):
         _sync(path)
-    return manifest, written
+    return written
 
 
-def _replay_of(base: Path | None, folder: Path) -> dict[str, Any] | None:
+def _replay_of(base: Checkpoint | None, folder: Path) -> dict[str, Any] | None:
     """Return what the checkpoint that this training goes on from says about its replay buffer."""
-    if base is None or base.parent.resolve() != folder.resolve() or not base.exists():
+    if base is None or base.path.parent.resolve() != folder.resolve() or not base.path.exists():
         return None
-    manifest: dict[str, Any] = json.loads((base / layout.MANIFEST).read_text(encoding="utf-8"))
-    replay: dict[str, Any] | None = manifest["replay"]
+    replay: dict[str, Any] | None = base.manifest["replay"]
     return replay
 
 
@@ -299,7 +330,7 @@ def _collect_garbage(folder: Path) -> None:
     """Delete segments that no checkpoint lists, and what a killed process has left behind."""
     used = set()
     for path in checkpoints(folder):
-        manifest = json.loads((path / layout.MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         used |= {item["file"] for item in _files(manifest) if item["folder"] == _REPLAY}
     for path in (folder / _REPLAY).glob("*.zst"):
         if path.name not in used:

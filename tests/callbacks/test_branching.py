@@ -14,6 +14,7 @@ from fire_rl import (
     PlasticityMetricsCallback,
     RunCheckpointCallback,
     Threshold,
+    TrainingStopped,
 )
 from fire_rl.checkpoints.store import CheckpointError
 from fire_rl.interventions.base import named_tensors
@@ -205,7 +206,7 @@ def test_a_branch_that_is_stopped_goes_on_as_a_run_of_its_own(tmp_path):
     straight = callbacks(tmp_path / "one", "fire", {"at": [HALF]}, **source)
     one = make("sac").learn(3 * HALF, callback=straight)
     stopped = callbacks(tmp_path / "two", "fire", {"at": [HALF]}, stop_at=100, **source)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(TrainingStopped):
         make("sac").learn(3 * HALF, callback=stopped)
     resumed = callbacks(tmp_path / "two", "fire", {"at": [HALF]}, resume=True, **source)
     two = make("sac").learn(3 * HALF, callback=resumed)
@@ -269,7 +270,7 @@ def test_a_checkpoint_that_is_not_there(tmp_path):
 
 def test_stop_at_saves_there_and_stops(tmp_path):
     model = make("dqn")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(TrainingStopped):
         model.learn(TOTAL, callback=RunCheckpointCallback(1000, tmp_path, stop_at=50))
     assert [path.name for path in tmp_path.iterdir() if path.name.isdigit()] == ["50"]
     with pytest.raises(ValueError, match="`stop_at` must be a whole number of at least 1, got 0"):

@@ -452,10 +452,9 @@ def test_the_jsonl_goes_to_log_dir_or_nowhere(tmp_path, monkeypatch):
     assert (tmp_path / "here" / "interventions.jsonl").exists()
 
 
-def test_verbose_says_the_plan_once_and_a_line_per_event(caplog):
-    caplog.set_level("INFO", logger="fire_rl")
+def test_verbose_says_the_plan_once_and_a_line_per_event(capsys):
     make_model("ppo").learn(64, callback=FireCallback(every=16, verbose=1))
-    lines = [record.getMessage() for record in caplog.records]
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "fire: planned at 16, 32, 48 timesteps"
     events = [line for line in lines if not line.startswith("recovery")]
     assert len(events) == 4
@@ -498,12 +497,11 @@ def test_redo_judges_units_on_what_the_network_trains_on_now():
     assert units["mlp_extractor.policy_net.0"] >= 1
 
 
-def test_chunks_of_a_known_horizon_say_the_plan_once(caplog):
-    caplog.set_level("INFO", logger="fire_rl")
+def test_chunks_of_a_known_horizon_say_the_plan_once(capsys):
     model, callback = make_model("ppo"), FireCallback(at=[48], horizon=64, verbose=1)
     for _ in range(4):
         model.learn(16, callback=callback, reset_num_timesteps=False)
-    lines = [record.getMessage().partition(";")[0] for record in caplog.records]
+    lines = [line.partition(";")[0] for line in capsys.readouterr().out.splitlines()]
     assert lines == ["fire: planned at 48 timesteps", "fire at step 48"]
 
 

@@ -265,14 +265,13 @@ def test_every_metric_is_logged_at_the_step_and_fits_the_table(tmp_path):
             ]
 
 
-def test_the_plan_is_said_for_people(caplog):
-    caplog.set_level("INFO", logger="fire_rl")
+def test_the_plan_is_said_for_people(capsys):
     threshold = {"metric": "dormant_ratio", "above": 0.3, "network": "critic"}
     fire, model = FireCallback(threshold=threshold, horizon=32, verbose=1), make_model("dqn")
     for _ in range(2):
         model.learn(16, callback=fire, reset_num_timesteps=False)
     plan = "fire: when critic dormant_ratio > 0.3, measured every 10,000 steps"
-    assert [record.message for record in caplog.records] == [plan]
+    assert capsys.readouterr().out.splitlines() == [plan]
 
 
 # --- resume -------------------------------------------------------------------------------------

@@ -228,13 +228,13 @@ def test_every_damaged_file_is_named_and_the_earlier_checkpoint_is_taken(two, ca
         for bad in (good[: len(good) // 2], good[:-9] + bytes([good[-9] ^ 1]) + good[-8:], b""):
             path.write_bytes(bad)
             caplog.clear()
-            assert latest(folder) == folder / "60"
+            assert latest(folder).path == folder / "60"
             assert "no usable checkpoint" in caplog.text
             assert path.name in caplog.text or path.name == "manifest.json"
         path.write_bytes(good)
-    assert latest(folder) == newest
+    assert latest(folder).path == newest
     (newest / "manifest.json").unlink()
-    assert latest(folder) == folder / "60"
+    assert latest(folder).path == folder / "60"
 
 
 def test_a_hostile_file_executes_nothing(two, tmp_path):
@@ -299,7 +299,7 @@ def test_a_full_disk_at_any_moment_leaves_the_earlier_checkpoint(two, tmp_path, 
         calls.clear()
         with pytest.raises(CheckpointError, match="No space left on device") as error:
             save(model, folder)
-        good = latest(folder)
+        good = latest(folder).path
         assert f"the last good one is {good}." in str(error.value)
         assert good.name == "120" or fail_at == number  # the last one: it is in place already
         assert not list(folder.glob(".*.tmp"))

@@ -6,10 +6,13 @@ import pytest
 import yaml
 
 import envs
-import train
 from envs.continual import TaskSequence
 from envs.continual.observations import ChangingObservations
+from experiments.build import build
 from experiments.config import parse_config
+from experiments.flags import Args
+from experiments.folder import RunFolder
+from experiments.training import learn
 from tests.helpers.runs import scalars
 
 
@@ -96,14 +99,14 @@ def test_a_run_logs_its_task_and_is_evaluated_and_played_on_it(tmp_path, main):
         "tasks: {change: offset, every: 64}\nagent: {n_steps: 16, batch_size: 16}\n"
         "eval: {every: 32, episodes: 1}\nlog_interval: 1\n"
     )
-    config = parse_config(yaml.safe_load((tmp_path / "run.yaml").read_text()), train.CHECKS)
-    args = train.Args(log_dir=tmp_path / "run")
-    run = train.build(config, train.RunFolder(tmp_path / "run"), args)
+    config = parse_config(yaml.safe_load((tmp_path / "run.yaml").read_text()))
+    args = Args(log_dir=tmp_path / "run")
+    run = build(config, RunFolder(tmp_path / "run"), args)
     shown = []
     evaluation = run.environments[1]
     reset = evaluation.reset
     evaluation.reset = lambda: shown.append(evaluation.get_attr("task")[0]) or reset()
-    assert train.learn(run, args) == 0
+    assert learn(run, args) == 0
     # The step that completes a task is its last: evaluated on the old one, as trained.
     assert shown == [0, 0, 1, 1, 2, 2, 3, 3]
     logged = [event.value for event in scalars(tmp_path / "run").Scalars("rollout/task")]

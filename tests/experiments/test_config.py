@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-import train
 from experiments.config import RunConfig, dump_yaml, parse_config
 from experiments.plain_yaml import ConfigError, read_yaml, set_value
 from fire_rl import InterventionCallback, Threshold, make_schedule
@@ -12,9 +11,9 @@ from fire_rl import InterventionCallback, Threshold, make_schedule
 MINIMAL = {"algo": "dqn", "env": "CartPole-v1"}
 
 
-def faults_of(values, checks=None):
+def faults_of(values):
     with pytest.raises(ConfigError) as caught:
-        parse_config(values, checks)
+        parse_config(values)
     return caught.value.faults
 
 
@@ -91,11 +90,12 @@ def test_bad_run_is_refused(values, message):
     assert any(message in fault for fault in faults_of({**MINIMAL, **values}))
 
 
-def test_checks_of_others_are_collected_too():
-    def check(value, run):
-        raise ImportError(f"{run['env']} needs a package")
+def test_checks_of_others_are_collected_too(monkeypatch):
+    def check(env_id, options, imports):
+        raise ImportError(f"{env_id} needs a package")
 
-    faults = faults_of({**MINIMAL, "seed": -1}, {"env_options": check})
+    monkeypatch.setattr("envs.check_env", check)
+    faults = faults_of({**MINIMAL, "seed": -1})
     assert "CartPole-v1 needs a package" in faults
     assert len(faults) == 2
 
@@ -169,7 +169,7 @@ def test_config_is_frozen_and_has_the_zoo_defaults():
 
 def configuration(schedule):
     values = {"algo": "dqn", "env": "CartPole-v1", "intervention": "fire"}
-    return parse_config({**values, "schedule": read_yaml(schedule)}, train.CHECKS)
+    return parse_config({**values, "schedule": read_yaml(schedule)})
 
 
 def test_a_threshold_is_made_from_yaml():

@@ -9,10 +9,13 @@ import yaml
 from stable_baselines3.common.vec_env import VecNormalize
 
 import envs
-import train
+from experiments.build import build
 from experiments.config import parse_config
+from experiments.flags import Args
+from experiments.folder import RunFolder
 from experiments.plain_yaml import ConfigError
 from experiments.tasks import tasks_to_evaluate
+from experiments.training import learn
 from fire_rl.checkpoints.store import latest
 from tests.helpers.runs import scalars
 
@@ -47,13 +50,13 @@ RUNS = {"ppo": PPO, "dqn": DQN, "sac": SAC, "minatar": MINATAR}
 
 def run(values, folder, stop_at=None, resume=False, **tasks):
     values = {**values, "tasks": {**values["tasks"], **tasks}}
-    config = parse_config(values, train.CHECKS)
-    home = train.RunFolder(folder)
+    config = parse_config(values)
+    home = RunFolder(folder)
     home.stop_at = stop_at
     if resume:
         home.resume_from = latest(home.checkpoints)
-    built = train.build(config, home, train.Args(log_dir=folder))
-    train.learn(built, train.Args())
+    built = build(config, home, Args(log_dir=folder))
+    learn(built, Args())
     return built
 
 
@@ -102,10 +105,8 @@ def test_training_is_the_same_with_it_and_goes_on_exactly(name, tmp_path):
 
 def test_each_task_is_played_with_the_statistics_of_the_training(tmp_path):
     values = {**SAC, "total_timesteps": 128}
-    config = parse_config(
-        {**values, "tasks": {**SAC["tasks"], "evaluate_earlier": 1}}, train.CHECKS
-    )
-    built = train.build(config, train.RunFolder(tmp_path / "run"), train.Args())
+    config = parse_config({**values, "tasks": {**SAC["tasks"], "evaluate_earlier": 1}})
+    built = build(config, RunFolder(tmp_path / "run"), Args())
     evaluation = built.environments[-1]
     assert evaluation.num_envs == 5
     played = []
@@ -117,7 +118,7 @@ def test_each_task_is_played_with_the_statistics_of_the_training(tmp_path):
         return reset()
 
     evaluation.reset = noted
-    assert train.learn(built, train.Args()) == 0
+    assert learn(built, Args()) == 0
     assert isinstance(evaluation, VecNormalize)
     assert not evaluation.training
     assert played == [([task] * 5, True) for task in (0, 0, 1)]
@@ -173,6 +174,6 @@ def test_recurring_tasks_come_back():
 def test_all_faults_at_once(env, tasks, messages):
     values = {"algo": "ppo", "env": env, "n_envs": 2, "tasks": yaml.safe_load(tasks)}
     with pytest.raises(ConfigError) as caught:
-        parse_config(values, train.CHECKS)
+        parse_config(values)
     for message in messages:
         assert any(message in fault for fault in caught.value.faults), caught.value.faults

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-import train
 from agents import ALGORITHMS, make_agent
 from agents.algorithms import hyperparameters
+from experiments.build import make_env, plasticity_callbacks
 from experiments.config import dump_yaml, parse_config
 from experiments.folder import RunFolder
 from experiments.plain_yaml import ConfigError, read_yaml
 
-ROOT = Path(train.__file__).parent
+ROOT = Path(__file__).parents[2]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml"))
 # Modules named under `imports:` that no extra installs, and where to get them. A file that needs
 # one is checked as far as it goes, and skipped.
@@ -25,11 +25,11 @@ def load(file):
     for module in values.get("imports", []):
         if module in ELSEWHERE and importlib.util.find_spec(module) is None:
             with pytest.raises(ConfigError) as caught:
-                parse_config(values, train.CHECKS)
+                parse_config(values)
             (fault,) = caught.value.faults  # all else is right
             assert f"`imports` names the module '{module}', which cannot be imported" in fault
             pytest.skip(f"{module} is not installed: {ELSEWHERE[module]}")
-    return parse_config(values, train.CHECKS)
+    return parse_config(values)
 
 
 def test_the_fixed_names_are_there():
@@ -46,13 +46,13 @@ def test_the_fixed_names_are_there():
 def test_file_loads_builds_and_can_be_read_back(file):
     config = load(file)
     assert {"algo", "env", "total_timesteps", "seed"} <= set(read_yaml((ROOT / file).read_text()))
-    assert parse_config(read_yaml(dump_yaml(config)), train.CHECKS) == config
+    assert parse_config(read_yaml(dump_yaml(config))) == config
     agent = dict(config.agent)
     if "buffer_size" in hyperparameters(config.algo):
         agent["buffer_size"] = 100  # the published ones do not fit
-    env = train.make_env(config, n_envs=config.n_envs, training=True)
+    env = make_env(config, n_envs=config.n_envs, training=True)
     model = make_agent(config.algo, env, agent, seed=config.seed, fast_cnn=config.fast_cnn)
-    train.plasticity_callbacks(config, RunFolder("unused"), model, verbose=False)
+    plasticity_callbacks(config, RunFolder("unused"), model, verbose=False)
     env.close()
 
 

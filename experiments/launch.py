@@ -1,0 +1,107 @@
+"""From flags to runs: what the command line asks for is planned, checked and done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.arms import branch_config, experiment
+from experiments.config import RunConfig, dump_yaml, parse_config
+from experiments.flags import Args, check_combination, overridden, read_configs
+from experiments.folder import RunFolder, default_path
+from experiments.interventions import check_arm_name, entries, names
+from experiments.outcome import USER_ERRORS, report
+from experiments.plain_yaml import ConfigError, read_yaml
+from experiments.training import train
+from experiments.watch import watch
+from fire_rl.checkpoints.store import check, checkpoints, latest
+
+
+def launch(args: Args) -> int:
+    """Do what the flags ask for; return the exit code."""
+    try:
+        check_combination(args)
+        if args.play is not None:
+            watch(args.play, args)
+            return 0
+        if args.arms is not None:
+            return experiment(args)
+        plan = planned(args)
+        if args.print_config:
+            print(dump_yaml(plan[0][0]), end="")
+            return 0
+        for _, folder in plan:
+            if args.resume is None:
+                folder.check_free()
+    except USER_ERRORS as error:
+        return report(error, args)
+    for config, folder in plan:
+        ending = train(config, folder, args)
+        if ending != 0:
+            return ending
+    return 0
+
+
+def planned(args: Args) -> list[tuple[RunConfig, RunFolder]]:
+    """Return the runs that the flags ask for: a resumed one, a branch, or one for each seed."""
+    if args.resume is not None:
+        return [resumed(args.resume)]
+    if args.branch_from is not None:
+        return [branched(args.branch_from, args)]
+    return [(config, run_folder(config, args)) for config in read_configs(args)]
+
+
+def run_folder(config: RunConfig, args: Args) -> RunFolder:
+    """Return the folder of a run: --log-dir, or a new one in runs/."""
+    if args.log_dir is None:
+        return RunFolder(default_path(config))
+    return RunFolder(args.log_dir / f"s{config.seed}" if args.seeds > 1 else args.log_dir)
+
+
+def resumed(path: Path) -> tuple[RunConfig, RunFolder]:
+    """Return the configuration and the folder of a run that goes on from its last checkpoint.
+
+    Raises:
+        ConfigError: If it is no run, or has no checkpoint.
+    """
+    folder = RunFolder(path)
+    folder.check_run()
+    folder.resume_from = latest(folder.checkpoints)
+    if folder.resume_from is None:
+        raise ConfigError(
+            [f"{path} has no checkpoint: it was stopped before the first one. Train anew: python "
+             f"train.py --config {folder.config} --log-dir NEW_FOLDER"]
+        )  # fmt: skip
+    return parse_config(read_yaml(folder.config.read_text(encoding="utf-8"))), folder
+
+
+def branched(path: Path, args: Args) -> tuple[RunConfig, RunFolder]:
+    """Return the configuration and the folder of a run that branches off another's checkpoint.
+
+    Raises:
+        ConfigError: If that is no run of train.py, or a flag is wrong.
+        CheckpointError: If it is no whole checkpoint.
+    """
+    if not path.is_dir():
+        raise ConfigError([f"{path} is not there: give a folder RUN/checkpoints/STEP."])
+    if found := checkpoints(path):
+        raise ConfigError([f"{path} holds several checkpoints: give {found[-1]}, for example."])
+    origin = RunFolder(path)
+    if origin.config.exists():  # a run: its newest checkpoint
+        _, origin = resumed(path)
+        checkpoint = origin.resume_from
+        assert checkpoint is not None
+    else:
+        origin = RunFolder(path.parent.parent)
+        origin.check_run()
+        checkpoint = check(path)
+    values = overridden(read_yaml(origin.config.read_text(encoding="utf-8")), args)
+    intervention = values.get("intervention")
+    if args.every is not None or args.at:
+        intervention = [{**e, "schedule": values["schedule"]} for e in entries(intervention)]
+    arm = args.arm_name or names(intervention)
+    check_arm_name(arm)
+    step = checkpoint.manifest["num_timesteps"]
+    config = branch_config(values, intervention, arm, checkpoint.path, step)
+    folder = run_folder(config, args)
+    folder.branch_from = checkpoint
+    return config, folder

@@ -1,0 +1,105 @@
+"""One run from its start to its saved end."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from experiments.build import Run, build
+from experiments.config import RunConfig
+from experiments.flags import Args
+from experiments.folder import RunFolder, record_outcome
+from experiments.outcome import print_summary, report, results
+from fire_rl import RunCheckpointCallback, TrainingStopped
+
+
+def train(config: RunConfig, folder: RunFolder, args: Args) -> int:
+    """Build one run and let it learn; return the exit code."""
+    resuming = folder.resume_from is not None
+    try:
+        run = build(config, folder, args)
+    except Exception as error:  # SB3 and the environments refuse bad values in many ways
+        return report(error, args)
+    try:
+        return learn(run, args)
+    except Exception as error:
+        if run.model.num_timesteps > 0 or resuming:
+            raise
+        shutil.rmtree(folder.path)  # nothing was learned, nothing is lost
+        return report(error, args)
+
+
+def learn(run: Run, args: Args) -> int:
+    """Train, save and sum up, after Ctrl-C and errors too.
+
+    Returns:
+        0, or the exit code of an interrupted process.
+
+    Raises:
+        Exception: What went wrong in training.
+    """
+    model, config = run.model, run.config
+    options: dict[str, Any] = {"callback": run.callbacks, "progress_bar": args.progress}
+    if config.log_interval is not None:
+        options["log_interval"] = config.log_interval
+    print(f"Training {config.algo} on {config.env} in {run.folder.path}")
+    start, ending = time.perf_counter(), "finished"
+    failure: Exception | None = None
+    with stopping(run) as received:
+        try:
+            model.learn(config.total_timesteps, **options)
+        except TrainingStopped:
+            ending = "interrupted" if received else "stopped to branch"
+        except KeyboardInterrupt:
+            ending = "interrupted"
+        except Exception as error:  # what was learned is saved; the traceback follows
+            ending, failure = "failed", error
+    if failure is not None and model.num_timesteps == 0:
+        model.logger.close()
+        raise failure
+    seconds = time.perf_counter() - start
+    patient = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would cut the zip
+    run.folder.save(model)
+    outcome = results(model, run.callbacks, seconds)
+    if ending == "finished":
+        record_outcome(model, config, outcome)
+        run.folder.finish(model, outcome)
+    model.logger.close()
+    for env in run.environments:
+        with contextlib.suppress(OSError, EOFError):  # Ctrl-C ends the worker processes, too
+            env.close()
+    print_summary(run.folder, model, ending, seconds, outcome)
+    signal.signal(signal.SIGINT, patient)
+    if failure is not None:
+        raise failure
+    if ending in ("finished", "stopped to branch"):
+        return 0
+    return 128 + (received[0] if received else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def stopping(run: Run) -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM save a checkpoint first, at the next moment at which it is exact.
+
+    A second signal stops at once. Yields the signals that came.
+    """
+    received: list[int] = []
+    savers = [c for c in run.callbacks if isinstance(c, RunCheckpointCallback)]
+
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)
+        if len(received) > 1 or not savers:
+            raise KeyboardInterrupt
+        savers[0].stop_requested = True
+        print("\nStopping after this rollout, to save a checkpoint. Again: stop at once.")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
