@@ -1,4 +1,11 @@
-"""YAML as people write it, values set by path, and the error of a faulty configuration."""
+"""YAML as people write it, values set by path, and the error of a faulty configuration.
+
+Why PyYAML with a loader of our own, and not ruamel.yaml: rl_zoo3 reads its files with PyYAML, that
+is as YAML 1.1. ruamel.yaml reads YAML 1.2, where ``yes``, ``on`` and ``off`` are words and ``010``
+is ten, so the same file would say one thing there and another here. ``1e6`` is a float in both
+libraries, and here it must be a count, so a loader of our own would be needed in any case.
+ruamel.yaml would only save the check for equal keys, at the price of a dependency.
+"""
 
 from __future__ import annotations
 

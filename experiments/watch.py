@@ -97,7 +97,16 @@ def play(
 
 
 class _Recorder:
-    """A callback of ``evaluate_policy`` that streams frames to one MP4 an episode."""
+    """A callback of ``evaluate_policy`` that streams frames to one MP4 an episode.
+
+    Neither gymnasium's ``RecordVideo`` nor SB3's ``VecVideoRecorder`` writes the same video. Both
+    need moviepy and keep all frames of a video in memory until it ends: 27,000 frames of an Atari
+    episode are 2.7 GB. ``VecVideoRecorder`` cuts videos by a number of steps, not by episodes,
+    takes the first frame of the next episode for the last one of this, and plays at the
+    environment's own frame rate, although an Atari agent acts on every fourth frame only.
+    ``RecordVideo`` wraps a single environment, inside ``make_vec_env``, and names its files
+    ``rl-video-episode-0.mp4``.
+    """
 
     def __init__(self, folder: Path, env: VecEnv, fps: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
