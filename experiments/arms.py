@@ -58,7 +58,7 @@ def experiment(args: Args) -> int:
         if branch_point(trunk, middle) is None and (ending := go_on(start, trunk, args)) != 0:
             return ending
         checkpoint = branch_point(trunk, middle)
-        assert checkpoint is not None, "check_fit() has looked"
+        assert checkpoint is not None, "check_fit() has made sure"
         step = layout.checkpoint_step(checkpoint)
         for arm, intervention in arms.items():
             folder = RunFolder(layout.arm_folder(root, config.seed, arm))

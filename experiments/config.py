@@ -241,7 +241,7 @@ def dump_yaml(config: RunConfig) -> str:
 
 
 def _move_frame_stack(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Let `frame_stack` stand among the environment's options, where it is at home too."""
+    """Accept `frame_stack` among the environment's options, too."""
     moved = dict(values)
     options = moved.get("env_options")
     if isinstance(options, Mapping) and "frame_stack" in options and "frame_stack" not in moved:

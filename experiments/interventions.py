@@ -131,7 +131,7 @@ def check_schedule(schedule: Any, intervention: Any) -> None:
     without = [entry for entry in listed if "schedule" not in entry]
     if schedule is not None and not without:
         raise ValueError(
-            "`schedule` is for nothing: every intervention has one of its own. Leave it out."
+            "`schedule` is not used: every intervention has one of its own. Leave it out."
         )
     for entry in without:
         if schedule is None and entry["name"] != CONTROL and published_schedule(entry) is None:

@@ -68,12 +68,12 @@ class _Loader(yaml.SafeLoader):
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse keys that stand there twice."""
+        """Refuse keys that are given twice."""
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands there twice", node.start_mark
+                    None, None, f"the key {key!r} is given twice", node.start_mark
                 )
         return super().construct_mapping(node, deep)
 

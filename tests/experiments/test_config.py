@@ -244,4 +244,4 @@ def test_a_key_that_stands_there_twice_is_refused(main, tmp_path):
     (tmp_path / "twice.yaml").write_text("algo: ppo\nenv: CartPole-v1\nalgo: dqn\n")
     code, _, err = main("--config", tmp_path / "twice.yaml")
     assert code == 2
-    assert "the key 'algo' stands there twice" in err
+    assert "the key 'algo' is given twice" in err
