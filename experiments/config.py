@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -188,7 +187,7 @@ class RunConfig(Section):
     def _check_intervention(cls, value: Any) -> Any:
         checked = check_intervention(value)
         for arguments in callback_arguments(checked, None):
-            _as_value_errors(partial(InterventionCallback, **arguments))
+            _as_value_errors(InterventionCallback, **arguments)
         return checked
 
     @field_validator("schedule", mode="before")
@@ -250,10 +249,10 @@ def _move_frame_stack(values: Mapping[str, Any]) -> dict[str, Any]:
     return moved
 
 
-def _as_value_errors(check: Callable[..., Any], *args: Any) -> None:
+def _as_value_errors(check: Callable[..., Any], *args: Any, **options: Any) -> None:
     """Call a check; pydantic collects ValueErrors only."""
     try:
-        check(*args)
+        check(*args, **options)
     except (TypeError, ImportError) as error:
         raise ValueError(str(error)) from error
 

@@ -108,11 +108,11 @@ class RolloutCallback(BaseCallback):
 def say(callback: BaseCallback, message: str) -> None:
     """Print a line if the callback is verbose, as SB3's own callbacks do.
 
-    The one place of the library that prints (DESIGN §7.5): a library adds no handlers to the
-    user's logging, and without one these lines would be lost.
+    A library adds no handlers to its user's logging, and without a handler these lines would be
+    lost.
     """
     if callback.verbose >= 1:
-        print(message, flush=True)
+        print(message, flush=True)  # the one place of the library that prints
 
 
 def check_place(callback: BaseCallback) -> None:

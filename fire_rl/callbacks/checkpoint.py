@@ -39,9 +39,12 @@ class TrainingStopped(Exception):
     """
 
     def __init__(self, checkpoint: Saved) -> None:
+        super().__init__(checkpoint)
         self.checkpoint = checkpoint
-        step = checkpoint.manifest["num_timesteps"]
-        super().__init__(f"The training was stopped at step {step:,}, saved in {checkpoint.path}.")
+
+    def __str__(self) -> str:
+        step = self.checkpoint.manifest["num_timesteps"]
+        return f"The training was stopped at step {step:,}, saved in {self.checkpoint.path}."
 
 
 class RunCheckpointCallback(BaseCallback):

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3
-from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 from agents import ALGORITHMS, load_agent, make_agent
 from agents.algorithms import check_agent, hyperparameters
+from agents.make import _check_memory
 from envs import make_vec_env
+from fire_rl import FrameReplayBuffer
 
 
 def tiny_env(env_id="CartPole-v1", **options):
@@ -204,3 +206,33 @@ def test_fast_convolutions_can_be_switched_off():
 def test_agent_that_does_not_fit_is_refused(algo, env_id, agent, message):
     with pytest.raises(ValueError, match=message):
         make_agent(algo, tiny_env(env_id), agent)
+
+
+class CompactBuffer(FrameReplayBuffer):
+    """Of somebody's own, by another name."""
+
+
+class NoFrameReplayBuffer(ReplayBuffer):
+    """Named like ours, and another class."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fire_rl.FrameReplayBuffer",
+        "fire_rl.sb3.frame_replay.framereplaybuffer",
+        f"{__name__}.CompactBuffer",
+    ],
+)
+def test_the_memory_of_a_frame_buffer_is_that_of_one_frame_a_step(name):
+    """It is known by its class, whatever its name: one frame of four, and no next observation."""
+    with pytest.raises(ValueError, match="needs 7056 GB"):  # a plain one: 56448
+        make_agent("dqn", tiny_env("ALE/Pong-v5"),
+                   {"buffer_size": 10**9, "replay_buffer_class": name})  # fmt: skip
+
+
+def test_a_foreign_buffer_with_such_a_name_is_not_judged():
+    kind = f"{__name__}.NoFrameReplayBuffer"
+    agent = {"buffer_size": 10**13, "replay_buffer_class": kind}
+    values = {**check_agent("dqn", agent), "policy": None}
+    assert _check_memory("dqn", tiny_env("CartPole-v1"), values) is None

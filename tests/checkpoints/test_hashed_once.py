@@ -1,6 +1,7 @@
 """Every file of a checkpoint is hashed once: on resume, on branching, and after it was written."""
 
 import dataclasses
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -161,7 +162,8 @@ def test_a_stopped_training_says_where_it_is_and_is_there(tmp_path):
     assert checkpoint == saver.saved[-1]
     assert model.num_timesteps == checkpoint.manifest["num_timesteps"] == 32
     assert str(stopped.value) == f"The training was stopped at step 32, saved in {tmp_path / '32'}."
-    assert not isinstance(stopped.value, KeyboardInterrupt)
+    assert str(pickle.loads(pickle.dumps(stopped.value))) == str(stopped.value)
+    assert isinstance(stopped.value, Exception)  # and no KeyboardInterrupt
     restored = make_model("ppo")
     restored.set_env(model.get_env())
     saved = type(model).load(checkpoint.path / "model.zip")
