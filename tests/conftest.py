@@ -1,7 +1,6 @@
 """Fixtures of several files."""
 
-import contextlib
-import io
+import multiprocessing
 import sys
 
 import pytest
@@ -12,6 +11,11 @@ from tests.compatibility.page import (  # noqa: F401  # hooks
     pytest_collection_modifyitems,
     pytest_configure,
 )
+from tests.helpers.runs import train_here
+
+# Worker processes of environments are forked off one that has imported these already: each would
+# take two seconds for it.
+multiprocessing.set_forkserver_preload(["envs", "gymnasium.envs.mujoco.hopper_v5", "minatar"])
 
 # No tests, and no examples: not to be imported by `--doctest-modules`.
 collect_ignore = ["helpers", "compatibility/page.py", "package/same_numbers.py"]
@@ -33,14 +37,10 @@ ARMS = {
 def real_runs(tmp_path_factory):
     """Four short runs of train.py, ``<arm>/s<seed>``; to be read only."""
     root = tmp_path_factory.mktemp("runs")
-    tables = contextlib.redirect_stdout(io.StringIO())
-    with pytest.MonkeyPatch.context() as patch, tables:
-        for arm, options in ARMS.items():
-            for seed in (0, 1):
-                folder = root / arm / f"s{seed}"
-                command = ["train.py", *RUN, *options, f"seed={seed}", "--log-dir", folder]
-                patch.setattr(sys, "argv", list(map(str, command)))
-                assert train.main() == 0
+    for arm, options in ARMS.items():
+        for seed in (0, 1):
+            folder = root / arm / f"s{seed}"
+            assert train_here(*RUN, *options, f"seed={seed}", "--log-dir", folder) == 0
     return root
 
 

@@ -35,6 +35,7 @@ from tests.helpers.runs import scalars
 
 ON_POLICY = {"n_steps": 32, "batch_size": 32, "n_epochs": 2}
 OFF_POLICY = {"buffer_size": 200, "learning_starts": 50}
+SHORT = {"max_episode_steps": 100}  # evaluations of whole episodes would take most of the time
 
 
 def model_of(algorithm, env, policy="MlpPolicy", **options):
@@ -49,7 +50,9 @@ def env_of(env_id, n_envs=2, **options):
 def atari(env_id):
     env = env_of(env_id, env_options={"sticky_actions": 0.25})
     options = {**OFF_POLICY, "replay_buffer_class": FrameReplayBuffer, "train_freq": 2}
-    return model_of(DQN, env, "CnnPolicy", target_update_interval=50, **options)
+    kwargs = {"net_arch": [16], "features_extractor_kwargs": {"features_dim": 16}}
+    options |= {"policy_kwargs": kwargs, "batch_size": 8, "target_update_interval": 50, "seed": 0}
+    return DQN("CnnPolicy", env, **options)
 
 
 def noisy_sac():
@@ -87,12 +90,14 @@ def qrdqn_atari():
 
 CASES = {
     "ppo-cartpole-4-envs": lambda: model_of(PPO, env_of("CartPole-v1", 4), **ON_POLICY),
-    "ppo-ant-normalized": lambda: model_of(PPO, env_of("Ant-v5", normalize=True), **ON_POLICY),
+    "ppo-ant-normalized": lambda: model_of(
+        PPO, env_of("Ant-v5", normalize=True, env_options=SHORT), **ON_POLICY
+    ),
     "ppo-hopper-gsde": lambda: model_of(
         PPO, env_of("Hopper-v5"), use_sde=True, sde_sample_freq=4, **ON_POLICY
     ),
     "sac-cheetah-normalized": lambda: model_of(
-        SAC, env_of("HalfCheetah-v5", 1, normalize=True), **OFF_POLICY
+        SAC, env_of("HalfCheetah-v5", 1, normalize=True, env_options=SHORT), **OFF_POLICY
     ),
     "dqn-breakout": lambda: atari("ALE/Breakout-v5"),
     "dqn-pong-episodic": lambda: atari("PongNoFrameskip-v4"),

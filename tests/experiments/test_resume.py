@@ -11,7 +11,7 @@ import torch
 
 from agents import ALGORITHMS
 from fire_rl.checkpoints.store import checkpoints
-from tests.helpers.runs import ENVIRONMENT, ROOT, scalars, train_py
+from tests.helpers.runs import ENVIRONMENT, ROOT, scalars, train_here, train_py
 
 PPO = ["--algo", "ppo", "--env", "CartPole-v1", "--n-envs", "2", "--num-threads", "1"]
 PPO += ["--intervention", "fire", "--every", "700", "--set", "agent.n_steps=64"]
@@ -19,7 +19,8 @@ PPO += ["agent.batch_size=32", "metrics.every=500", "metrics.probe_size=64", "ev
 PPO += ["eval.episodes=1", "checkpoint.every=512", "log_interval=1"]
 DQN = ["--algo", "dqn", "--env", "ALE/Breakout-v5", "--n-envs", "2", "--num-threads", "1"]
 DQN += ["--intervention", "fire", "--every", "500", "--set", "agent.buffer_size=600"]
-DQN += ["agent.learning_starts=100", "agent.policy_kwargs.net_arch=[16]", "metrics.every=400"]
+DQN += ["agent.learning_starts=100", "agent.batch_size=8", "agent.policy_kwargs.net_arch=[16]"]
+DQN += ["agent.policy_kwargs.features_extractor_kwargs.features_dim=16", "metrics.every=400"]
 DQN += ["metrics.probe_size=64", "eval=null", "checkpoint.every=300"]
 RUNS = {"ppo": ([*PPO, "-n", "4096"], 4096), "dqn": ([*DQN, "-n", "1600"], 1600)}
 
@@ -64,11 +65,25 @@ def rows_of(folder):
     ]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of a run that nobody stops, trained when it is first asked for."""
+    folders = {}
+
+    def undisturbed(algo):
+        if algo not in folders:
+            folder = tmp_path_factory.mktemp("undisturbed") / algo
+            assert train_here(*RUNS[algo][0], "--log-dir", folder) == 0
+            folders[algo] = folder
+        return folders[algo]
+
+    return undisturbed
+
+
 @pytest.mark.parametrize("algo", RUNS)
-def test_a_killed_run_is_resumed_as_if_nothing_had_happened(algo, tmp_path):
+def test_a_killed_run_is_resumed_as_if_nothing_had_happened(algo, undisturbed, tmp_path):
     flags, total = RUNS[algo]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert train_py(*flags, "--log-dir", whole).returncode == 0
+    whole, cut = undisturbed(algo), tmp_path / "cut"
     with start(flags, cut) as process:
         wait_for_checkpoint(process, cut)
         process.send_signal(signal.SIGKILL)
@@ -91,7 +106,7 @@ def test_a_killed_run_is_resumed_as_if_nothing_had_happened(algo, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_first_and_resuming_is_exact(number, tmp_path):
+def test_a_signal_saves_first_and_resuming_is_exact(number, undisturbed, tmp_path):
     flags, _ = RUNS["ppo"]
     with start([*flags, "--set", "checkpoint.every=1e6"], tmp_path / "cut") as process:
         progress = tmp_path / "cut" / "progress.csv"
@@ -106,8 +121,8 @@ def test_a_signal_saves_first_and_resuming_is_exact(number, tmp_path):
     assert "Go on:" in out
     assert len(checkpoints(tmp_path / "cut" / "checkpoints")) == 1
     assert train_py("--resume", tmp_path / "cut").returncode == 0
-    assert train_py(*flags, "--log-dir", tmp_path / "whole").returncode == 0
-    models = [ALGORITHMS["ppo"].load(tmp_path / name / "model.zip") for name in ("whole", "cut")]
+    folders = (undisturbed("ppo"), tmp_path / "cut")
+    models = [ALGORITHMS["ppo"].load(folder / "model.zip") for folder in folders]
     for name, tensor in models[0].policy.state_dict().items():
         assert torch.equal(tensor, models[1].policy.state_dict()[name]), name
 

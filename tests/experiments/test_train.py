@@ -16,7 +16,7 @@ from agents import ALGORITHMS
 from experiments.config import parse_config
 from experiments.plain_yaml import read_yaml
 from fire_rl.checkpoints.store import checkpoints
-from tests.helpers.runs import ENVIRONMENT, ROOT, scalars, train_py
+from tests.helpers.runs import ENVIRONMENT, ROOT, scalars, train_here, train_py
 
 SMOKE = sorted(path.stem for path in ROOT.glob("configs/smoke/*.yaml"))
 TINY = ["--algo", "dqn", "--env", "CartPole-v1", "-n", "200", "--num-threads", "1"]
@@ -175,7 +175,7 @@ def test_play_records_videos_without_a_display(env_id, tmp_path):
     if env_id == "Hopper-v5" and not any(map(ctypes.util.find_library, ("EGL", "OSMesa"))):
         pytest.skip("MuJoCo draws without a display by EGL or OSMesa; neither is installed")
     algo = ["--algo", "ppo", "--env", env_id, "-n", "64", "--set", "agent.n_steps=64", "eval=null"]
-    assert train_py(*algo, "--log-dir", tmp_path / "run").returncode == 0
+    assert train_here(*algo, "--log-dir", tmp_path / "run") == 0
     done = train_py(
         "--play", tmp_path / "run", "--episodes", 1, "--video", tmp_path / "video", cwd=tmp_path
     )

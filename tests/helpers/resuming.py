@@ -39,7 +39,7 @@ def train(make, folder, total, every, resume=False, stop=None):
     """Train with every callback that there is; return the model, what it did and what it logged."""
     model = make()
     model.set_logger(configure(str(folder), ["tensorboard"]))
-    evaluation = EvalCallback(make().get_env(), eval_freq=every // 4, n_eval_episodes=1, verbose=0)
+    evaluation = EvalCallback(make().get_env(), eval_freq=every // 2, n_eval_episodes=1, verbose=0)
     hashes = Hashes(stop)
     callbacks = [
         hashes,
