@@ -122,9 +122,8 @@ def bootstrap_interval(
     Example:
         >>> bootstrap_interval(iqm, [3.0, 4.0, 5.0, 9.0])
         (3.0, 9.0)
-        >>> fire, none = [4.0, 5.0, 9.0], [3.0, 4.0, 2.0]
-        >>> bootstrap_interval(probability_of_improvement, fire, none)
-        (0.7777777777777778, 1.0)
+        >>> bootstrap_interval(probability_of_improvement, [3.0, 4.0, 5.0], [1.0, 2.0, 6.0])
+        (0.0, 1.0)
     """
     low, high = bootstrap_band(statistic, *scores, confidence=confidence, reps=reps, seed=seed)
     if low.ndim:

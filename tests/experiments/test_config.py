@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-import train
 from experiments.config import RunConfig, dump_yaml, parse_config
 from experiments.plain_yaml import ConfigError, read_yaml, set_value
 from fire_rl import InterventionCallback, Threshold, make_schedule
@@ -169,7 +168,7 @@ def test_config_is_frozen_and_has_the_zoo_defaults():
 
 def configuration(schedule):
     values = {"algo": "dqn", "env": "CartPole-v1", "intervention": "fire"}
-    return parse_config({**values, "schedule": read_yaml(schedule)}, train.CHECKS)
+    return parse_config({**values, "schedule": read_yaml(schedule)})
 
 
 def test_a_threshold_is_made_from_yaml():
