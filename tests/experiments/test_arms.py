@@ -13,7 +13,7 @@ import yaml
 from stable_baselines3 import DQN
 
 from fire_rl.runs.recovery import recovery
-from tests.helpers.runs import ENVIRONMENT, ROOT, scalars
+from tests.helpers.runs import ENVIRONMENT, ROOT, scalars, train_here
 
 SETTINGS = (
     "agent.learning_starts=100", "agent.buffer_size=1000", "checkpoint.every=500",
@@ -155,7 +155,7 @@ def test_an_experiment_that_is_killed_goes_on(config, tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(config)]
     command += ["--arms", "none,fire", "--log-dir"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run([*command, str(whole)], env=ENVIRONMENT, check=True, capture_output=True)
+    assert train_here(*command[2:], whole) == 0
     process = subprocess.Popen(
         [*command, str(cut)], env=ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True
     )
