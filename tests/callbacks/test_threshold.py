@@ -315,7 +315,7 @@ def test_resumed_training_has_the_same_events(algo, tmp_path):
         run(f"cut{cut}", cut)
         resumed, again = run(f"cut{cut}", 10**6, resume=True)
         assert steps(again) == steps(fire)
-        assert again.trigger.state == fire.trigger.state
+        assert again.monitor.state == fire.monitor.state
         assert not changed(state_of(whole), state_of(resumed))
         one, two = (logged_events(tmp_path / name) for name in ("whole", f"cut{cut}"))
         assert [{**entry, "seconds": 0} for entry in one] == [
