@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from fire_rl.metrics.registry import Shown
 from fire_rl.reports.experiment import Experiment, atari_game, atari_scores
 from fire_rl.reports.runs import Run
-from fire_rl.reports.statistics import bootstrap_band, bootstrap_interval, iqm
+from fire_rl.reports.statistics import bootstrap_band, bootstrap_interval, iqm, normalise
 from fire_rl.runs.readers import Series
 from fire_rl.runs.recovery import Recovery, recovery
 
 Array = NDArray[np.float64]
+Values = Sequence[float] | Array
 
 BINS = 100
 # Divisible by 8 for the first eighth of a task, by 4 for its last quarter.
@@ -50,16 +51,20 @@ def estimate(statistic: Callable[..., Any], *scores: Any) -> Estimate:
     return Estimate(statistic(*scores), *bootstrap_interval(statistic, *scores))
 
 
-def known_mean(values: Sequence[float]) -> float:
+def known_mean(values: Values) -> float:
     """Return the mean of the finite values, NaN if there is none."""
-    known = [value for value in values if np.isfinite(value)]
-    return sum(known) / len(known) if known else np.nan
+    return _of_known(np.mean, values)
 
 
-def median(values: Sequence[float]) -> float:
+def median(values: Values) -> float:
     """Return the median of the finite values, NaN if there is none."""
-    known = [value for value in values if np.isfinite(value)]
-    return float(np.median(known)) if known else np.nan
+    return _of_known(np.median, values)
+
+
+def _of_known(statistic: Callable[[Array], Any], values: Values) -> float:
+    array = np.asarray(values, np.float64)
+    known = array[np.isfinite(array)]
+    return float(statistic(known)) if len(known) else np.nan
 
 
 def _bin_means(series: Series, edges: Array) -> Array:
@@ -102,14 +107,12 @@ def score(run: Run, experiment: Experiment, kind: str) -> float:
     bins = _run_bins(run, experiment)
     if kind == "final":
         bins = bins[-max(1, round(len(bins) / 10)) :]
-    known = bins[np.isfinite(bins)]
-    return float(known.mean()) if len(known) else np.nan
+    return known_mean(bins)
 
 
 def _human_normalised(value: Any, env: str | None) -> Any:
     """Return an Atari score, or an array of them, with 0 for random play and 1 for a human."""
-    low, high = atari_scores()[str(atari_game(env))]
-    return (value - low) / (high - low)
+    return normalise(value, *atari_scores()[str(atari_game(env))])
 
 
 def scores_by_game(
@@ -146,15 +149,10 @@ def return_curve(experiment: Experiment, arm: str, game: str | None = None) -> C
     if experiment.period is not None and len(experiment.tasks):
         bins = min(8, max(2, 240 // len(experiment.tasks)))
         count = bins * round(experiment.end / experiment.period)
-    edges = np.linspace(0, experiment.end, count + 1)
-    curves = []
-    for run in experiment.of(arm):
-        if game in (None, run.env):
-            means = _interpolated(_bin_means(run.returns[experiment.source], edges), np.nan)
-            if game is None and len(experiment.games) > 1:
-                means = _human_normalised(means, run.env)
-            curves.append((run.env, means))
-    return _curve((edges[1:] + edges[:-1]) / 2, curves)
+    runs = [run for run in experiment.of(arm) if game in (None, run.env)]
+    returns = [(run.env, run.returns[experiment.source]) for run in runs]
+    normalised = game is None and len(experiment.games) > 1
+    return _binned_curve(returns, experiment.end, count, normalised)
 
 
 def metric_curve(experiment: Experiment, arm: str, tag: str) -> Curve | None:
@@ -162,17 +160,31 @@ def metric_curve(experiment: Experiment, arm: str, tag: str) -> Curve | None:
 
     At the steps at which it was logged, where these are those of every seed; else in bins.
     """
-    logged = [(run.env, run.scalars[tag].until(experiment.end)) for run in experiment.of(arm)
-              if tag in run.scalars]  # fmt: skip
-    logged = [(env, series) for env, series in logged if np.isfinite(series.values).any()]
-    if not logged:
+    runs = [(env, series) for env, series in logged(experiment, arm, tag)
+            if np.isfinite(series.values).any()]  # fmt: skip
+    if not runs:
         return None
-    steps = logged[0][1].steps
-    if all(np.array_equal(series.steps, steps) for _, series in logged):
-        return _curve(steps, [(env, series.values) for env, series in logged])
-    longest = max(len(series.steps) for _, series in logged)
-    edges = np.linspace(0, experiment.end, min(BINS, longest) + 1)
-    binned = [(env, _interpolated(_bin_means(series, edges), np.nan)) for env, series in logged]
+    steps = runs[0][1].steps
+    if all(np.array_equal(series.steps, steps) for _, series in runs):
+        return _curve(steps, [(env, series.values) for env, series in runs])
+    longest = max(len(series.steps) for _, series in runs)
+    return _binned_curve(runs, experiment.end, min(BINS, longest))
+
+
+def logged(experiment: Experiment, arm: str, tag: str) -> list[tuple[str | None, Series]]:
+    """Return what an arm's runs logged of a scalar up to the end, each with its game."""
+    runs = [run for run in experiment.of(arm) if tag in run.scalars]
+    return [(run.env, run.scalars[tag].until(experiment.end)) for run in runs]
+
+
+def _binned_curve(
+    runs: Sequence[tuple[str | None, Series]], end: int, count: int, normalised: bool = False
+) -> Curve:
+    """Return the curve of runs in equal bins of steps; NaN outside of a run's own points."""
+    edges = np.linspace(0, end, count + 1)
+    binned = [(env, _interpolated(_bin_means(series, edges), np.nan)) for env, series in runs]
+    if normalised:
+        binned = [(env, _human_normalised(means, env)) for env, means in binned]
     return _curve((edges[1:] + edges[:-1]) / 2, binned)
 
 
@@ -197,29 +209,33 @@ def roles_of(experiment: Experiment) -> list[str]:
     return sorted({parts[1] for parts in tags if len(parts) == 3 and parts[0] == "plasticity"})
 
 
-def task_values(experiment: Experiment, arm: str) -> dict[str, dict[int, list[float]]]:
-    """Return by phase, the names of :data:`TASK_PHASES`, and task the values of an arm's runs.
+def task_values(experiment: Experiment, arm: str) -> dict[str, Array]:
+    """Return by phase, the names of :data:`TASK_PHASES`, an array of shape ``(tasks, runs)``.
 
-    ``evaluated`` is the return of an evaluation at the end of the task, ``earlier`` the mean
-    return of evaluations on earlier tasks then; NaN without one.
+    ``after`` is NaN in the first task, before which nothing is switched. ``evaluated`` is the
+    return of an evaluation at the end of the task, ``earlier`` the mean return of evaluations on
+    earlier tasks then; NaN without one.
     """
-    found: dict[str, dict[int, list[float]]] = {phase: {} for phase in TASK_PHASES}
+    found = []
     for run in experiment.of(arm):
         bins = _run_bins(run, experiment).reshape(-1, TASK_BINS)
-        for row, task in zip(bins, experiment.tasks, strict=True):
-            lines = [line for line in run.task_evaluations if line.get("trained_task") == task]
-            returns = [line["return"] for line in lines]
-            values = (
-                row.mean(),
-                row[: TASK_BINS // 8].mean(),
-                row[-TASK_BINS // 4 :].mean(),
-                # A task that recurs is evaluated under its first number, the last of its lines.
-                returns[-1] if returns else np.nan,
-                np.mean(returns[:-1]) if returns[1:] else np.nan,
-            )
-            for phase, value in zip(TASK_PHASES, values, strict=True):
-                found[phase].setdefault(task, []).append(float(value))
-    return found
+        after = bins[:, : TASK_BINS // 8].mean(axis=1)
+        after[np.array(experiment.tasks) == 0] = np.nan
+        # A task that recurs is evaluated under its first number, the last of its lines.
+        lines = [[line["return"] for line in run.task_evaluations if line.get("trained_task") == k]
+                 for k in experiment.tasks]  # fmt: skip
+        evaluated = [returns[-1] if returns else np.nan for returns in lines]
+        earlier = [np.mean(returns[:-1]) if returns[1:] else np.nan for returns in lines]
+        found.append(
+            [bins.mean(axis=1), after, bins[:, -TASK_BINS // 4 :].mean(axis=1), evaluated, earlier]
+        )
+    return dict(zip(TASK_PHASES, np.transpose(np.array(found), (1, 2, 0)), strict=True))
+
+
+def task_estimates(experiment: Experiment, arm: str) -> dict[str, list[Estimate]]:
+    """Return by phase the interquartile mean over an arm's runs in each task."""
+    values = task_values(experiment, arm)
+    return {phase: [estimate(iqm, runs) for runs in tasks] for phase, tasks in values.items()}
 
 
 def event_steps(run: Run, experiment: Experiment) -> list[int]:
@@ -248,6 +264,16 @@ def recoveries(run: Run, experiment: Experiment) -> list[Recovery]:
         other = None if control is None else _episodes(control, experiment, after, end)
         found.append(recovery(own, step, end, other))
     return found
+
+
+def recovery_numbers(run: Run, experiment: Experiment) -> dict[str, float]:
+    """Return the means over a run's recoveries, and how many there are; empty if there is none."""
+    found = [one for one in recoveries(run, experiment) if one.episodes]
+    if not found:
+        return {}
+    numbers = {key: known_mean([getattr(one, key) for one in found]) for key in vars(found[0])}
+    back = sum(not np.isnan(one.steps_to_regain) for one in found)
+    return {**numbers, "events": len(found), "regained": back}
 
 
 def _episodes(

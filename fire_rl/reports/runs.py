@@ -113,6 +113,15 @@ def _no_run(path: Path, trunks: Sequence[Path]) -> str:
     )
 
 
+def read_runs(
+    paths: Sequence[str | Path], arms: Sequence[str] = (), envs: Sequence[str] = ()
+) -> list[Run]:
+    """Find and read runs; see :func:`~fire_rl.reports.write_report` for the arguments."""
+    found = find_runs(paths)
+    rules = read_rules(arms, "--arm", found), read_rules(envs, "--env", found)
+    return [read_run(path, *rules) for path in found]
+
+
 def read_run(path: Path, arms: Rules = (), envs: Rules = ()) -> Run:
     """Read a run folder.
 
@@ -166,39 +175,38 @@ def _branch_step(config: Mapping[str, Any]) -> int | None:
         return None
 
 
-def parse_rule(text: str, flag: str) -> tuple[str, str]:
-    """Read ``NAME=GLOB``.
+def read_rules(texts: Sequence[str], flag: str, paths: Sequence[Path]) -> Rules:
+    """Read rules of the form ``NAME=GLOB``, given by a flag.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If one is something else, or matches none of the paths.
     """
-    name, separator, pattern = text.partition("=")
-    if not (name.strip() and separator and pattern.strip()):
-        raise ValueError(
-            f"`{flag}` must be NAME=GLOB, such as slow=lr_1e-4/s*, matched against the end of each "
-            f"run folder's path; got {text!r}."
-        )
-    return name.strip(), pattern.strip()
-
-
-def by_rule(path: Path, rules: Rules) -> str | None:
-    """Return the name of the first rule whose pattern matches a path or the end of it."""
-    return next((name for name, glob in rules if _matches(path, glob)), None)
-
-
-def check_rules(paths: Sequence[Path], rules: Rules, flag: str) -> None:
-    """Raise ValueError for a rule that matches no run."""
-    for name, glob in rules:
+    rules = []
+    for text in texts:
+        name, _, glob = (part.strip() for part in text.partition("="))
+        if not (name and glob):
+            raise ValueError(
+                f"`{flag}` must be NAME=GLOB, such as slow=lr_1e-4/s*, matched against the end of "
+                f"each run folder's path; got {text!r}."
+            )
         if not any(_matches(path, glob) for path in paths):
             raise ValueError(
                 f"`{flag} {name}={glob}` matches none of the run folders: "
                 f"{listed(list(map(str, paths)))}."
             )
+        rules.append((name, glob))
+    return rules
 
 
 def _matches(path: Path, glob: str) -> bool:
+    """Whether a pattern matches a path or the end of it."""
     text = path.as_posix()
     return fnmatchcase(text, glob) or fnmatchcase(text, f"*/{glob}")
+
+
+def by_rule(path: Path, rules: Rules) -> str | None:
+    """Return the name of the first rule whose pattern matches a path or the end of it."""
+    return next((name for name, glob in rules if _matches(path, glob)), None)
 
 
 def arm_and_seed(path: Path, config: Mapping[str, Any], rules: Rules) -> tuple[str, int]:
@@ -232,6 +240,26 @@ def _by_config(config: Mapping[str, Any]) -> tuple[str, int]:
         arm = "+".join(names) or CONTROL
     seed = config.get("seed", 0)
     return arm, seed if isinstance(seed, int) else 0
+
+
+def method_of(runs: Sequence[Run]) -> str:
+    """Describe what an arm does: as configured, else by the interventions that acted."""
+    given = runs[0].config.get("intervention")
+    entries = given if isinstance(given, list) else [given] if given else []
+    words = [", ".join(f"{k}: {_short(v)}" for k, v in e.items() if v is not None)
+             for e in entries if isinstance(e, Mapping)]  # fmt: skip
+    schedule = runs[0].config.get("schedule")
+    if words and isinstance(schedule, Mapping):
+        words[-1] += f", schedule: {_short(schedule)}"
+    if not words:
+        words = sorted({str(event.get("intervention")) for run in runs for event in run.events})
+    return "; ".join(words) or CONTROL
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {_short(v)}" for k, v in value.items()) + "}"
+    return str(value)
 
 
 def listed(words: Sequence[str], limit: int = 6) -> str:

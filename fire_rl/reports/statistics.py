@@ -175,7 +175,7 @@ def bootstrap_band(
     return np.where(single, np.nan, low), np.where(single, np.nan, high)
 
 
-def normalise(scores: Scores, floor: float, target: float) -> Array:
+def normalise(scores: Sequence[float] | Array | float, floor: float, target: float) -> Any:
     """Return scores of which 0 is the floor and 1 the target, ``(x - floor) / (target - floor)``.
 
     Raises:
@@ -183,7 +183,7 @@ def normalise(scores: Scores, floor: float, target: float) -> Array:
     """
     if not target > floor:
         raise ValueError(f"`target` must lie above the floor {floor:g}, got {target:g}.")
-    return (_matrix(scores) - floor) / (target - floor)
+    return _float((np.asarray(scores, np.float64) - floor) / (target - floor))
 
 
 def _matrix(scores: Scores) -> Array:
