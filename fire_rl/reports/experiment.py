@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,13 +89,6 @@ class Experiment:
         """Return an arm's runs."""
         return [run for run in self.runs if run.arm == arm]
 
-    def control_of(self, run: Run) -> Run | None:
-        """Return the control with a run's game and seed, None if it is the control itself."""
-        if self.control is None or run.arm == self.control:
-            return None
-        same = (r for r in self.of(self.control) if (r.env, r.seed) == (run.env, run.seed))
-        return next(same, None)
-
 
 def make_experiment(
     runs: Sequence[Run],
@@ -106,12 +100,7 @@ def make_experiment(
 ) -> Experiment:
     """Check that runs may be compared, and choose how.
 
-    Args:
-        runs: At least one.
-        control: Name of the arm to compare with; by default ``"none"``, if it is there.
-        target: The return that counts as solved; by default what is known of the environment.
-        floor: The return that counts as nothing; 0 by default.
-        until: Leave out what comes after this step.
+    At least one run is needed. For the other arguments see :func:`~fire_rl.reports.write_report`.
 
     Raises:
         ValueError: If they may not, or an argument makes no sense.
@@ -153,10 +142,8 @@ def make_experiment(
 
 def _shower(runs: Sequence[Run]) -> Show:
     """Return a function that names a run by its path below the folder that all have in common."""
-    parents = [run.path.parts[:-1] for run in runs]
-    same = (len(set(parts)) == 1 for parts in zip(*parents, strict=False))
-    depth = len(list(itertools.takewhile(bool, same)))
-    return lambda run: str(Path(*run.path.parts[depth:]))
+    folder = os.path.commonpath([run.path.parent for run in runs])
+    return lambda run: str(run.path.relative_to(folder))
 
 
 def _group(runs: Sequence[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:
@@ -275,22 +262,22 @@ def _target(
             return None, 0.0, source
         low, high = atari_scores()[str(atari_game(games[0]))]
         return high, low, source
-    about, low = "given by --target", 0.0 if floor is None else floor
+    given, low = target is not None, 0.0 if floor is None else floor
+    about = "given by --target"
     if target is None and games:
-        target = reward_threshold(games[0])
-        about = f"at which Gymnasium calls {games[0]} solved"
-    elif target is not None and not target > low:
+        target, about = reward_threshold(games[0]), f"at which Gymnasium calls {games[0]} solved"
+    if target is None:
+        what = games[0] if games else "the environment, which is not recorded,"
+        return None, low, f"no target is known for {what}; give --target"
+    if target > low:
+        return target, low, f"1 is a return of {target:g}, {about}, 0 one of {low:g}"
+    if given:
         raise ValueError(
             f"`--target` must lie above --floor, {low:g}, got {target:g}: give both, for example "
             "--floor -500 --target -100."
         )
-    if target is None:
-        what = games[0] if games else "the environment, which is not recorded,"
-        return None, low, f"no target is known for {what}; give --target"
-    if not target > low:
-        why = f"the target {target:g}, {about}, does not lie above the floor {low:g}; give --floor"
-        return None, low, why
-    return target, low, f"1 is a return of {target:g}, {about}, 0 one of {low:g}"
+    why = f"the target {target:g}, {about}, does not lie above the floor {low:g}; give --floor"
+    return None, low, why
 
 
 def _notes(runs: Sequence[Run], arms: Sequence[str], games: Sequence[str], show: Show) -> list[str]:

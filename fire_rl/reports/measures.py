@@ -20,6 +20,7 @@ from fire_rl.runs.recovery import Recovery, recovery
 Array = NDArray[np.float64]
 Values = Sequence[float] | Array
 
+DASH = "–"
 BINS = 100
 # Divisible by 8 for the first eighth of a task, by 4 for its last quarter.
 TASK_BINS = 24
@@ -44,6 +45,23 @@ class Estimate:
     value: float
     low: float = np.nan
     high: float = np.nan
+
+    def __str__(self) -> str:
+        """Return it with four digits: ``82.41 [80.12, 84.9]``, a dash for what is not known."""
+        if np.isnan(self.value):
+            return DASH
+        limits = DASH if np.isnan(self.low) else f"{shown(self.low)}, {shown(self.high)}"
+        return f"{shown(self.value)} [{limits}]"
+
+
+def shown(value: float) -> str:
+    """Return a number with four digits and with commas, a dash if it is not known."""
+    if not np.isfinite(value):
+        return DASH if np.isnan(value) else str(value)
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    return "0" if value == 0 else f"{value:.3g}" if size < 0.01 else f"{value:.4g}"
 
 
 def estimate(statistic: Callable[..., Any], *scores: Any) -> Estimate:
@@ -91,14 +109,11 @@ def _run_bins(run: Run, experiment: Experiment) -> Array:
 
     100 of them, or 24 per complete task.
     """
+    borders, count = np.array([experiment.start, experiment.end]), BINS
+    if experiment.period is not None and (tasks := experiment.tasks):
+        borders, count = experiment.period * np.arange(tasks.start, tasks.stop + 1), TASK_BINS
     series = run.returns[experiment.source]
-    tasks = experiment.tasks
-    if not len(tasks):
-        edges = np.linspace(experiment.start, experiment.end, BINS + 1)
-        return _interpolated(_bin_means(series, edges))
-    assert experiment.period is not None
-    borders = experiment.period * np.arange(tasks.start, tasks.stop + 1)
-    parts = [np.linspace(a, b, TASK_BINS + 1) for a, b in pairwise(borders)]
+    parts = np.linspace(borders[:-1], borders[1:], count + 1, axis=1)
     return np.concatenate([_interpolated(_bin_means(series, edges)) for edges in parts])
 
 
@@ -138,12 +153,9 @@ class Curve:
 
 
 def return_curve(experiment: Experiment, arm: str, game: str | None = None) -> Curve:
-    """Return an arm's learning curve.
+    """Return an arm's learning curve, human-normalised if there are several games; or of one, raw.
 
-    Args:
-        experiment: The runs.
-        arm: Which.
-        game: Only this game's runs, raw; by default all games, human-normalised if several.
+    ``game`` is the only game whose runs count.
     """
     count = BINS
     if experiment.period is not None and len(experiment.tasks):
@@ -190,12 +202,11 @@ def _binned_curve(
 
 def _curve(steps: Array, runs: Sequence[tuple[str | None, Array]]) -> Curve:
     """Return the curve of runs, each with its game: their interquartile mean at each step."""
-    games = list(dict.fromkeys(game for game, _ in runs))
-    by_game = [[values for game, values in runs if game == one] for one in games]
-    matrix = np.full((len(steps), max(map(len, by_game), default=0), len(games)), np.nan)
-    for task, curves in enumerate(by_game):
-        matrix[:, : len(curves), task] = np.transpose(curves)
-    return Curve(steps, iqm(matrix), *bootstrap_band(iqm, matrix))
+    by_game: dict[str, list[Array]] = {}
+    for game, values in runs:
+        by_game.setdefault(str(game), []).append(values)
+    scores = {game: np.transpose(curves) for game, curves in by_game.items()}
+    return Curve(steps, iqm(scores), *bootstrap_band(iqm, scores))
 
 
 def plasticity_tag(role: str, metric: str) -> str:
@@ -252,11 +263,13 @@ def recoveries(run: Run, experiment: Experiment) -> list[Recovery]:
     A control without events is measured at those of another arm with its seed, for comparison.
     """
     steps = event_steps(run, experiment)
-    if not steps and run.arm == experiment.control:
-        others = [o for o in experiment.runs if (o.env, o.seed) == (run.env, run.seed)]
-        all_steps = {tuple(event_steps(o, experiment)) for o in others} - {()}
+    same = [one for one in experiment.runs if (one.env, one.seed) == (run.env, run.seed)]
+    control = None
+    if run.arm != experiment.control:
+        control = next((one for one in same if one.arm == experiment.control), None)
+    elif not steps:
+        all_steps = {tuple(event_steps(one, experiment)) for one in same} - {()}
         steps = list(all_steps.pop()) if len(all_steps) == 1 else []
-    control = experiment.control_of(run)
     found = []
     for step, end in pairwise([*steps, experiment.end]):
         after = step - (end - step)
@@ -300,13 +313,12 @@ class LayerEvent:
 def layer_events(runs: Sequence[Run]) -> dict[tuple[str, str], list[LayerEvent]]:
     """Return by network and layer what all events of some runs did to it, if they did anything."""
     found: dict[tuple[str, str], list[LayerEvent]] = {}
-    for run in runs:
-        for event in run.events:
-            for role, changes in event["networks"].items():
-                for layer in changes["layers"]:
-                    if layer.get("action") != "keep":
-                        one = _layer_event(layer)
-                        found.setdefault((role, str(layer["name"])), []).append(one)
+    for event in (event for run in runs for event in run.events):
+        for role, changes in event["networks"].items():
+            for layer in changes["layers"]:
+                if layer.get("action") != "keep":
+                    key = role, str(layer["name"])
+                    found.setdefault(key, []).append(_layer_event(layer))
     return found
 
 

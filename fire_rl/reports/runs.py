@@ -123,12 +123,7 @@ def read_runs(
 
 
 def read_run(path: Path, arms: Rules = (), envs: Rules = ()) -> Run:
-    """Read a run folder.
-
-    Args:
-        path: The folder.
-        arms: Names of arms by patterns of paths, before all else.
-        envs: Names of environments by patterns of paths, before all else.
+    """Read a run folder; rules for the names of its arm and its environment come before all else.
 
     Raises:
         ImportError: If a package to read it is missing.
@@ -189,7 +184,7 @@ def read_rules(texts: Sequence[str], flag: str, paths: Sequence[Path]) -> Rules:
                 f"`{flag}` must be NAME=GLOB, such as slow=lr_1e-4/s*, matched against the end of "
                 f"each run folder's path; got {text!r}."
             )
-        if not any(_matches(path, glob) for path in paths):
+        if not any(by_rule(path, [(name, glob)]) for path in paths):
             raise ValueError(
                 f"`{flag} {name}={glob}` matches none of the run folders: "
                 f"{listed(list(map(str, paths)))}."
@@ -198,15 +193,11 @@ def read_rules(texts: Sequence[str], flag: str, paths: Sequence[Path]) -> Rules:
     return rules
 
 
-def _matches(path: Path, glob: str) -> bool:
-    """Whether a pattern matches a path or the end of it."""
-    text = path.as_posix()
-    return fnmatchcase(text, glob) or fnmatchcase(text, f"*/{glob}")
-
-
 def by_rule(path: Path, rules: Rules) -> str | None:
     """Return the name of the first rule whose pattern matches a path or the end of it."""
-    return next((name for name, glob in rules if _matches(path, glob)), None)
+    text = path.as_posix()
+    ends = (name for name, glob in rules if any(fnmatchcase(text, g) for g in (glob, f"*/{glob}")))
+    return next(ends, None)
 
 
 def arm_and_seed(path: Path, config: Mapping[str, Any], rules: Rules) -> tuple[str, int]:
@@ -230,27 +221,27 @@ def arm_and_seed(path: Path, config: Mapping[str, Any], rules: Rules) -> tuple[s
 
 def _by_config(config: Mapping[str, Any]) -> tuple[str, int]:
     """Return the branch's arm or the interventions' names, and the seed."""
-    branch = config.get("branch")
+    branch, seed = config.get("branch"), config.get("seed", 0)
     if isinstance(branch, Mapping) and branch.get("arm"):
         arm = str(branch["arm"])
     else:
-        given = config.get("intervention") or []
-        entries = given if isinstance(given, list) else [given]
-        names = [str(e.get("name")) if isinstance(e, Mapping) else str(e) for e in entries]
-        arm = "+".join(names) or CONTROL
-    seed = config.get("seed", 0)
+        names = [e.get("name") if isinstance(e, Mapping) else e for e in _interventions(config)]
+        arm = "+".join(map(str, names)) or CONTROL
     return arm, seed if isinstance(seed, int) else 0
+
+
+def _interventions(config: Mapping[str, Any]) -> list[Any]:
+    given = config.get("intervention") or []
+    return given if isinstance(given, list) else [given]
 
 
 def method_of(runs: Sequence[Run]) -> str:
     """Describe what an arm does: as configured, else by the interventions that acted."""
-    given = runs[0].config.get("intervention")
-    entries = given if isinstance(given, list) else [given] if given else []
-    words = [", ".join(f"{k}: {_short(v)}" for k, v in e.items() if v is not None)
-             for e in entries if isinstance(e, Mapping)]  # fmt: skip
-    schedule = runs[0].config.get("schedule")
-    if words and isinstance(schedule, Mapping):
-        words[-1] += f", schedule: {_short(schedule)}"
+    config = runs[0].config
+    words = [", ".join(f"{k}: {_short(v)}" for k, v in entry.items() if v is not None)
+             for entry in _interventions(config) if isinstance(entry, Mapping)]  # fmt: skip
+    if words and isinstance(config.get("schedule"), Mapping):
+        words[-1] += f", schedule: {_short(config['schedule'])}"
     if not words:
         words = sorted({str(event.get("intervention")) for run in runs for event in run.events})
     return "; ".join(words) or CONTROL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from fire_rl.reports import measures
 from fire_rl.reports.experiment import Experiment
-from fire_rl.reports.measures import METRICS, TASK_PHASES, Estimate, estimate, known_mean
+from fire_rl.reports.measures import (
+    DASH,
+    METRICS,
+    TASK_PHASES,
+    Estimate,
+    estimate,
+    known_mean,
+    shown,
+)
 from fire_rl.reports.runs import method_of
 from fire_rl.reports.statistics import iqm, mean, optimality_gap, probability_of_improvement
 from fire_rl.runs.layout import CONTINUAL
@@ -20,8 +29,6 @@ if TYPE_CHECKING:
 
 Cell = str | int | float | Estimate
 
-DASH = "–"
-_NOTHING = Estimate(math.nan)
 _INTERVAL = "In brackets: 95 % interval by stratified bootstrap over runs."
 _SCORES = {
     "mean": "the mean over the whole run, cut into equal bins of steps",
@@ -141,25 +148,10 @@ def markdown(
 
 
 def show(cell: Cell) -> str:
-    """Return a cell with four digits: ``82.41 [80.12, 84.9]``, and a dash for what is not known."""
-    if isinstance(cell, Estimate):
-        if math.isnan(cell.value):
-            return DASH
-        limits = DASH if math.isnan(cell.low) else f"{_number(cell.low)}, {_number(cell.high)}"
-        return f"{_number(cell.value)} [{limits}]"
-    if isinstance(cell, str):
-        return cell or DASH
-    return f"{cell:,}" if isinstance(cell, int) else _number(cell)
-
-
-def _number(value: float) -> str:
-    """Return four digits of a number, with commas."""
-    if not math.isfinite(value):
-        return DASH if math.isnan(value) else str(value)
-    size = abs(value)
-    if size >= 1000:
-        return f"{value:,.0f}"
-    return "0" if value == 0 else f"{value:.3g}" if size < 0.01 else f"{value:.4g}"
+    """Return a cell as people read it, numbers with four digits, a dash for what is not known."""
+    if isinstance(cell, str | Estimate):
+        return str(cell) or DASH
+    return f"{cell:,}" if isinstance(cell, int) else shown(cell)
 
 
 def _is_empty(cell: Cell) -> bool:
@@ -173,21 +165,16 @@ def scores_table(experiment: Experiment, kind: str) -> Table:
     scores = {arm: measures.scores_by_game(experiment, arm, kind, human) for arm in experiment.arms}
     floor, target = (0.0, 1.0) if human else (experiment.floor, experiment.target)
     unit = "human-normalised" if human else "return"
-    rows: list[dict[str, Cell]] = [
-        {
-            "arm": arm,
-            "runs": sum(map(len, own.values())),
-            f"{unit}, IQM": estimate(iqm, own),
-            f"{unit}, mean": estimate(mean, own),
-            f"P(better than {control})": estimate(probability_of_improvement, own, scores[control])
-            if control is not None and arm != control
-            else _NOTHING,
-            "optimality gap": _NOTHING
-            if target is None
-            else estimate(partial(_normalised_gap, floor=floor, target=target), own),
-        }
-        for arm, own in scores.items()
-    ]
+    rows: list[dict[str, Cell]] = []
+    for arm, own in scores.items():
+        better = missed = Estimate(math.nan)
+        if control is not None and arm != control:
+            better = estimate(probability_of_improvement, own, scores[control])
+        if target is not None:
+            missed = estimate(partial(_normalised_gap, floor=floor, target=target), own)
+        row: dict[str, Cell] = {"arm": arm, "runs": sum(map(len, own.values()))}
+        row |= {f"{unit}, IQM": estimate(iqm, own), f"{unit}, mean": estimate(mean, own)}
+        rows.append({**row, f"P(better than {control})": better, "optimality gap": missed})
     start = f", from step {experiment.start:,} on, where the arms branched off"
     about = (
         f"A run's score is {_SCORES[kind]}{start if experiment.start else ''}. IQM is the "
@@ -218,46 +205,39 @@ def games_table(experiment: Experiment, kind: str) -> Table:
         {arm: measures.scores_by_game(experiment, arm, kind, human) for arm in experiment.arms}
         for human in (False, True)
     )
-    rows: list[dict[str, Cell]] = [
-        {
-            "game": game,
-            "arm": arm,
-            "runs": len(raw[arm][game]),
-            "return": estimate(iqm, raw[arm][game]),
-            "human-normalised": estimate(iqm, normal[arm][game]),
-        }
-        for game in experiment.games
-        for arm in experiment.arms
-    ]
+    rows: list[dict[str, Cell]] = []
+    for game, arm in itertools.product(experiment.games, experiment.arms):
+        own, normalised = raw[arm][game], normal[arm][game]
+        row: dict[str, Cell] = {"game": game, "arm": arm, "runs": len(own)}
+        row |= {"return": estimate(iqm, own), "human-normalised": estimate(iqm, normalised)}
+        rows.append(row)
     about = f"Interquartile means over the runs of one game. {_INTERVAL}"
     return Table("games", "Games", about, rows)
 
 
-def continual_table(experiment: Experiment) -> Table:
-    """Return each run's mean over its tasks, by arm."""
-    rows: list[dict[str, Cell]] = []
+def task_tables(experiment: Experiment) -> list[Table]:
+    """Return two tables of each arm's return by phase: mean over the tasks, and task by task."""
+    means: list[dict[str, Cell]] = []
+    single: list[dict[str, Cell]] = []
     for arm in experiment.arms:
         values = measures.task_values(experiment, arm)
-        means = {phase: [known_mean(run) for run in tasks.T] for phase, tasks in values.items()}
-        rows.append({"arm": arm, **{TASK_PHASES[p]: estimate(iqm, m) for p, m in means.items()}})
+        of_runs = {phase: [known_mean(run) for run in tasks.T] for phase, tasks in values.items()}
+        means.append({"arm": arm, **{TASK_PHASES[p]: estimate(iqm, v) for p, v in of_runs.items()}})
+        estimates = measures.task_estimates(experiment, arm)
+        for k, task in enumerate(experiment.tasks):
+            cells = {TASK_PHASES[phase]: found[k] for phase, found in estimates.items()}
+            single.append({"arm": arm, "task": task, **cells})
     about = (
         f"Return by phase of a task, mean over the {len(experiment.tasks)} tasks, interquartile "
         "mean over runs. Just after the switch: the first eighth of each task but the first one; "
         f"at its end: the last quarter. Evaluated: by episodes of their own ({CONTINUAL}). "
         f"{_INTERVAL}"
     )
-    return Table("continual", "Changing tasks", about, rows)
-
-
-def tasks_table(experiment: Experiment) -> Table:
-    """Return the return by phase of each task."""
-    rows: list[dict[str, Cell]] = []
-    for arm in experiment.arms:
-        phases = measures.task_estimates(experiment, arm)
-        for k, task in enumerate(experiment.tasks):
-            cells = {TASK_PHASES[phase]: found[k] for phase, found in phases.items()}
-            rows.append({"arm": arm, "task": task, **cells})
-    return Table("tasks", "Task by task", f"As above, task by task. {_INTERVAL}", rows)
+    again = f"As above, task by task. {_INTERVAL}"
+    return [
+        Table("continual", "Changing tasks", about, means),
+        Table("tasks", "Task by task", again, single),
+    ]
 
 
 def recovery_table(

@@ -110,29 +110,20 @@ def write_report(
         files[f"tables/{table.name}.csv"] = table.to_csv()
     for picture in pictures:
         files |= {f"figures/{picture.name}.{end}": data for end, data in picture.files.items()}
-    index = {
-        "format": FORMAT,
-        "title": heading,
-        "files": [*files, _INDEX],
-        **_numbers(experiment, contents, score),
-    }
+    index = {"format": FORMAT, "title": heading, "files": [*files, _INDEX]}
+    index |= _numbers(experiment, contents, score)
     files[_INDEX] = json.dumps(without_nan(index), indent=1, allow_nan=False) + "\n"
     _write(folder, files)
     return Report(folder / "report.html", experiment, tuple(contents), tuple(files))
 
 
 def make_tables(experiment: Experiment, kind: str) -> list[Table]:
-    """Return the tables for which there are data, the scores first.
-
-    Args:
-        experiment: The runs.
-        kind: What a run's score is: ``"mean"`` or ``"final"``.
-    """
+    """Return the tables for which there are data, the scores, of a ``kind``, first."""
     found = [tables.scores_table(experiment, kind)]
     if experiment.human:
         found.append(tables.games_table(experiment, kind))
     if experiment.tasks:
-        found += [tables.continual_table(experiment), tables.tasks_table(experiment)]
+        found += tables.task_tables(experiment)
     found += [tables.events_table(experiment), tables.plasticity_table(experiment)]
     found += [tables.surgery_table(experiment), tables.runs_table(experiment)]
     return [table.without_empty_columns() for table in found if table.rows]
@@ -253,5 +244,4 @@ def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = content.encode("utf-8") if isinstance(content, str) else content
-        path.write_bytes(data)
+        path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
