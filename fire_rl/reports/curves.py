@@ -13,7 +13,7 @@ from fire_rl.interventions import CONTROL
 from fire_rl.reports import measures
 from fire_rl.reports.experiment import Experiment
 from fire_rl.reports.figures import COLOURS, GREY, Picture, Style, log_scale, shorten, styles
-from fire_rl.reports.measures import CURVES, Array, Curve, LayerEvent, layer_events, median
+from fire_rl.reports.measures import CURVES, Array, Curve, Layer, LayerEvent, layer_events, median
 
 _MARKS = 60  # more events than this are drawn as fine strokes
 _PANELS = 24  # layers in a picture
@@ -21,7 +21,6 @@ _FAINT = 40  # events of a layer that are drawn one by one
 _TINY = 1e-16  # below it a float64 is rounding
 _KEPT = 1e-5  # a relative error that is as good as none
 
-Layer = tuple[str, str]  # network and name
 Layers = Mapping[Layer, Sequence[LayerEvent]]
 
 
@@ -51,18 +50,17 @@ def _paint_curves(
     experiment: Experiment,
     rows: Mapping[str, Mapping[str, Curve]],
     figure: Any,
-    arms: Sequence[str],
+    arms: Mapping[str, Style],
 ) -> None:
-    style_of = styles(experiment.arms, experiment.control)
     heights = [1.7, *[1.0] * (len(rows) - 1)]
     axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (label, curves) in zip(axes, rows.items(), strict=True):
-        _draw_arms(axis, curves, arms, style_of, label != "return" and len(experiment.games) < 2)
+        _draw_arms(axis, curves, arms, label != "return" and len(experiment.games) < 2)
         axis.set_ylabel(label.replace(" per singular value", "\nper sing. value"))
         if experiment.period is not None:
             for border in range(experiment.period, experiment.end, experiment.period):
                 axis.axvline(border, color="#C8C8C8", lw=0.8, zorder=0)
-    _mark_events(axes[0], experiment, arms, style_of)
+    _mark_events(axes[0], experiment, arms)
     axes[-1].set_xlabel("environment steps")
     _step_axis(axes[-1], experiment.end)
     axes[-1].yaxis.set_major_locator(axes[-1].yaxis.get_major_locator())
@@ -82,19 +80,15 @@ def _caption(experiment: Experiment) -> str:
 
 
 def _draw_arms(
-    axis: Any,
-    curves: Mapping[str, Curve],
-    arms: Sequence[str],
-    style_of: Mapping[str, Style],
-    may_be_log: bool = False,
+    axis: Any, curves: Mapping[str, Curve], arms: Mapping[str, Style], may_be_log: bool = False
 ) -> None:
     """Draw the curves of some arms with their bands.
 
     The limits are those of all curves; over three decades an axis may be logarithmic.
     """
-    for arm in arms:
+    for arm, style in arms.items():
         if arm in curves:
-            curve, style = curves[arm], style_of[arm]
+            curve = curves[arm]
             band = {"color": style.colour, "alpha": 0.16, "lw": 0, "zorder": 2}
             axis.fill_between(curve.steps, curve.low, curve.high, **band)
             single = np.isfinite(curve.values).sum() == 1
@@ -115,12 +109,10 @@ def _draw_arms(
         axis.set_ylim(low - pad, high + pad)
 
 
-def _mark_events(
-    axis: Any, experiment: Experiment, arms: Sequence[str], style_of: Mapping[str, Style]
-) -> None:
+def _mark_events(axis: Any, experiment: Experiment, arms: Mapping[str, Style]) -> None:
     """Mark the steps of interventions above an axis, a line for each arm that has any."""
     row = 0
-    for arm in arms:
+    for arm, style in arms.items():
         events = [event for run in experiment.of(arm) for event in run.events]
         steps = {int(event["num_timesteps"]) for event in events
                  if event.get("intervention") != CONTROL}  # fmt: skip
@@ -128,7 +120,7 @@ def _mark_events(
         if steps:
             axis.plot(
                 sorted(steps), [1.03 + 0.055 * row] * len(steps),
-                "v" if len(steps) <= _MARKS else "|", color=style_of[arm].colour, ms=5,
+                "v" if len(steps) <= _MARKS else "|", color=style.colour, ms=5,
                 clip_on=False, ls="none", transform=axis.get_xaxis_transform(),
             )  # fmt: skip
             row += 1
@@ -151,7 +143,6 @@ def draw_games(experiment: Experiment) -> list[Picture]:
     """Draw the learning curves of each game, where there are several."""
     if len(experiment.games) < 2:
         return []
-    style_of = styles(experiment.arms, experiment.control)
     curves = {
         game: {arm: measures.return_curve(experiment, arm, game) for arm in experiment.arms}
         for game in experiment.games
@@ -159,10 +150,10 @@ def draw_games(experiment: Experiment) -> list[Picture]:
     columns = min(3, len(curves))
     lines = -(-len(curves) // columns)
 
-    def paint(figure: Any, arms: Sequence[str]) -> None:
+    def paint(figure: Any, arms: Mapping[str, Style]) -> None:
         axes = figure.subplots(lines, columns, sharex=True, squeeze=False).ravel()
         for axis, (game, own) in zip(axes, curves.items(), strict=False):
-            _draw_arms(axis, own, arms, style_of)
+            _draw_arms(axis, own, arms)
             axis.set_title(game)
             _step_axis(axis, experiment.end)
         for axis in axes[len(curves) :]:
@@ -184,7 +175,7 @@ def draw_surgery(experiment: Experiment) -> list[Picture]:
     found = [_trade_off(by_arm, style_of)] if any(by_arm.values()) else []
     for arm, layers in by_arm.items():
         known = {
-            key: [e for e in events if e.spectrum_before and e.spectrum_after]
+            key: [e for e in events if e.get("spectrum_before") and e.get("spectrum_after")]
             for key, events in layers.items()
         }
         if any(known.values()):
@@ -198,7 +189,7 @@ def _spectra(name: str, arm: str, layers: Layers) -> Picture:
 
     def panel(axis: Any, key: Layer) -> None:
         for label, colour, line in (("before", COLOURS[0], "-"), ("after", COLOURS[1], "--")):
-            spectra = [getattr(event, f"spectrum_{label}") for event in layers[key]]
+            spectra = [event[f"spectrum_{label}"] for event in layers[key]]
             for values in spectra[:: 1 + len(spectra) // _FAINT]:
                 _spectrum(axis, values, color=colour, lw=0.6, alpha=0.35)
             if len({len(values) for values in spectra}) == 1:
@@ -231,7 +222,7 @@ def _spectrum(axis: Any, values: Sequence[float], **kwargs: Any) -> None:
 def _trade_off(by_arm: Mapping[str, Layers], style_of: Mapping[str, Style]) -> Picture:
     """Draw for each layer what each arm moved (SFE) and what it brought (DfI)."""
     numbers = {
-        (arm, key): np.array([[e.relative_sfe, e.dfi_before, e.dfi_after] for e in events])
+        (arm, key): measures.layer_numbers(events)
         for arm, layers in by_arm.items()
         for key, events in layers.items()
     }

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,6 @@ _INCIDENTAL = {
 _SCORES_FILE = Path(__file__).with_name("atari_scores.csv")
 # ALE/Breakout-v5, BreakoutNoFrameskip-v4, Breakout-ramDeterministic-v4. MinAtar/... is not Atari.
 _ATARI = re.compile(r"(?:ALE/)?(\w+?)(?:-ram)?(?:NoFrameskip|Deterministic)?-v\d+")
-
-Show = Callable[[Run], str]
 
 
 @cache
@@ -105,12 +103,13 @@ def make_experiment(
     Raises:
         ValueError: If they may not, or an argument makes no sense.
     """
-    show = _shower(runs)
-    games = _check_environments(runs, show)
-    _check_seeds(runs, show)
-    _check_settings(runs, show)
-    source = _common_source(runs, show)
-    end = _check_length(runs, until, show)
+    folder = os.path.commonpath([run.path.parent for run in runs])
+    runs = [replace(run, label=str(run.path.relative_to(folder))) for run in runs]
+    games = _check_environments(runs)
+    _check_seeds(runs)
+    _check_settings(runs)
+    source = _common_source(runs)
+    end = _check_length(runs, until)
     arms = sorted(dict.fromkeys(run.arm for run in runs), key=lambda arm: arm != CONTROL)
     if control is not None:
         check_choice("--control", control, arms)
@@ -136,14 +135,8 @@ def make_experiment(
         floor=floor,
         about_target=about,
         human=human,
-        notes=tuple(_notes(runs, arms, games, show)),
+        notes=tuple(_notes(runs, arms, games)),
     )
-
-
-def _shower(runs: Sequence[Run]) -> Show:
-    """Return a function that names a run by its path below the folder that all have in common."""
-    folder = os.path.commonpath([run.path.parent for run in runs])
-    return lambda run: str(run.path.relative_to(folder))
 
 
 def _group(runs: Sequence[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:
@@ -153,12 +146,14 @@ def _group(runs: Sequence[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run
     return groups
 
 
-def _lines(groups: Mapping[Any, Sequence[Run]], show: Show) -> str:
+def _lines(groups: Mapping[Any, Sequence[Run]]) -> str:
     """List what differs, and which runs have it, a line for each."""
-    return "".join(f"\n  {what}: {listed([*map(show, own)], 4)}" for what, own in groups.items())
+    return "".join(
+        f"\n  {what}: {listed([run.label for run in own], 4)}" for what, own in groups.items()
+    )
 
 
-def _check_environments(runs: Sequence[Run], show: Show) -> list[str]:
+def _check_environments(runs: Sequence[Run]) -> list[str]:
     """Return the environments' names; raise ValueError for a mixture."""
     known = [run for run in runs if run.env is not None]
     settings = _group(known, lambda run: run.setting)
@@ -168,15 +163,15 @@ def _check_environments(runs: Sequence[Run], show: Show) -> list[str]:
     if not all(atari_game(run.env) for run in known) or len(same_but_game) > 1:
         raise ValueError(
             "Runs of different environments cannot be compared; make a report of each. (Only "
-            f"Atari games can, with the same options.) There are{_lines(settings, show)}"
+            f"Atari games can, with the same options.) There are{_lines(settings)}"
         )
     if unknown := [run for run in runs if run.env is None]:
         raise ValueError(
             "Which game these runs play is not recorded; say it with --env GAME=GLOB: "
-            f"{', '.join(map(show, unknown))}."
+            f"{', '.join(run.label for run in unknown)}."
         )
     if any(run.tasks for run in known):
-        raise ValueError(f"Runs with tasks need one environment.{_lines(settings, show)}")
+        raise ValueError(f"Runs with tasks need one environment.{_lines(settings)}")
     arms = {env: {r.arm for r in own} for env, own in _group(known, lambda run: run.env).items()}
     every = set().union(*arms.values())
     if lacking := {env: every - there for env, there in arms.items() if every - there}:
@@ -185,18 +180,18 @@ def _check_environments(runs: Sequence[Run], show: Show) -> list[str]:
     return sorted(arms)
 
 
-def _check_seeds(runs: Sequence[Run], show: Show) -> None:
+def _check_seeds(runs: Sequence[Run]) -> None:
     """Raise ValueError where an arm has a seed twice."""
     for (arm, env, seed), own in _group(runs, lambda run: (run.arm, run.env, run.seed)).items():
         if len(own) > 1:
             raise ValueError(
                 f"Arm {arm!r} has seed {seed} {len(own)} times{f' on {env}' if env else ''}: "
-                f"{', '.join(map(show, own))}. A run counts once. Name the arms with --arm "
-                "NAME=GLOB, or put runs into <arm>/s<seed>."
+                f"{', '.join(run.label for run in own)}. A run counts once. Name the arms with "
+                "--arm NAME=GLOB, or put runs into <arm>/s<seed>."
             )
 
 
-def _check_settings(runs: Sequence[Run], show: Show) -> None:
+def _check_settings(runs: Sequence[Run]) -> None:
     """Raise ValueError where one arm holds different methods."""
     for arm, own in _group(runs, lambda run: run.arm).items():
         known = [(run, _flat(run.config)) for run in own if run.config]
@@ -205,8 +200,8 @@ def _check_settings(runs: Sequence[Run], show: Show) -> None:
             if keys:
                 what = "; ".join(f"`{k}` is {one.get(k)!r} and {other.get(k)!r}" for k in keys[:4])
                 raise ValueError(
-                    f"Arm {arm!r} holds runs with different settings: {what} in {show(first)} and "
-                    f"{show(run)}. Name two arms with --arm NAME=GLOB, or put the runs into "
+                    f"Arm {arm!r} holds runs with different settings: {what} in {first.label} and "
+                    f"{run.label}. Name two arms with --arm NAME=GLOB, or put the runs into "
                     "<arm>/s<seed>."
                 )
 
@@ -224,7 +219,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _common_source(runs: Sequence[Run], show: Show) -> str:
+def _common_source(runs: Sequence[Run]) -> str:
     """Return the best measure of the return that every run has."""
     for source in RETURNS:
         if all(source in run.returns for run in runs):
@@ -232,11 +227,11 @@ def _common_source(runs: Sequence[Run], show: Show) -> str:
     groups = _group(runs, lambda run: ", ".join(run.returns) or "no return at all")
     raise ValueError(
         f"The runs have no measure of the return in common (of {', '.join(RETURNS)}):"
-        f"{_lines(groups, show)}"
+        f"{_lines(groups)}"
     )
 
 
-def _check_length(runs: Sequence[Run], until: int | None, show: Show) -> int:
+def _check_length(runs: Sequence[Run], until: int | None) -> int:
     """Return the last step that all runs have reached."""
     longest, end = max(run.steps for run in runs), min(run.steps for run in runs)
     if until is not None and until <= end:
@@ -247,7 +242,7 @@ def _check_length(runs: Sequence[Run], until: int | None, show: Show) -> int:
         raise ValueError(
             f"Runs must be {wanted}; finish the short ones, leave them out, or compare the first "
             f"steps only, with --until {end}. There are"
-            f"{_lines(_group(ordered, lambda run: f'{run.steps:,} steps'), show)}"
+            f"{_lines(_group(ordered, lambda run: f'{run.steps:,} steps'))}"
         )
     return end
 
@@ -280,7 +275,7 @@ def _target(
     return None, low, why
 
 
-def _notes(runs: Sequence[Run], arms: Sequence[str], games: Sequence[str], show: Show) -> list[str]:
+def _notes(runs: Sequence[Run], arms: Sequence[str], games: Sequence[str]) -> list[str]:
     """Return what the reader has to know about the runs."""
     notes = []
     ordered = sorted(runs, key=lambda run: arms.index(run.arm))
@@ -301,9 +296,9 @@ def _notes(runs: Sequence[Run], arms: Sequence[str], games: Sequence[str], show:
         )
     if games and (unknown := [run for run in runs if run.env is None]):
         notes.append(
-            f"The environment of {listed([*map(show, unknown)])} is not recorded; taken to be "
-            "that of the others."
+            f"The environment of {listed([run.label for run in unknown])} is not recorded; taken "
+            "to be that of the others."
         )
     if unfinished := [run for run in runs if not run.finished]:
-        notes.append(f"Not finished (no {RESULT}): {listed([*map(show, unfinished)])}.")
-    return notes + [f"{show(run)}: {run.note}." for run in runs if run.note]
+        notes.append(f"Not finished (no {RESULT}): {listed([run.label for run in unfinished])}.")
+    return notes + [f"{run.label}: {run.note}." for run in runs if run.note]

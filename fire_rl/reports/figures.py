@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -80,13 +80,12 @@ class Picture:
     def by_groups(self, experiment: Experiment) -> list[Picture]:
         """Return a picture for each group of arms that share an axis; several are numbered.
 
-        ``paint`` is given the arms, too.
+        ``paint`` is given ``arms``, a mapping from each of them to its style, too.
         """
+        look = styles(experiment.arms, experiment.control)
         parts = groups(experiment.arms, experiment.control)
-        names = [
-            f"{self.name}_{k}" if len(parts) > 1 else self.name for k in range(1, len(parts) + 1)
-        ]
-        paints = [partial(self.paint, arms=arms) for arms in parts]
+        names = [f"{self.name}_{k}" for k, _ in enumerate(parts, 1)] if parts[1:] else [self.name]
+        paints = [partial(self.paint, arms={arm: look[arm] for arm in arms}) for arms in parts]
         return [replace(self, name=n, paint=p) for n, p in zip(names, paints, strict=True)]
 
 
@@ -126,18 +125,16 @@ def log_scale(axis: Any, which: str = "y") -> None:
     """Make an axis logarithmic, its labels powers of ten in plain characters."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    def power(value: float, _: int) -> str:
+        exponent = round(math.log10(value)) if value > 0 else 0
+        small = -3 < exponent < 4
+        return f"{value:g}" if small else "10" + str(exponent).translate(_SUPERSCRIPTS)
+
     axis.set(**{f"{which}scale": "log"})
     one = axis.yaxis if which == "y" else axis.xaxis
     one.set_major_locator(LogLocator(numticks=7))
-    one.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+    one.set_major_formatter(FuncFormatter(power))
     one.set_minor_formatter(NullFormatter())
-
-
-def _power(value: float) -> str:
-    exponent = round(math.log10(value)) if value > 0 else 0
-    if -3 < exponent < 4:
-        return f"{value:g}"
-    return "10" + str(exponent).translate(_SUPERSCRIPTS)
 
 
 def shorten(text: str, limit: int) -> str:
@@ -148,23 +145,16 @@ def shorten(text: str, limit: int) -> str:
 
 
 def draw_scores(experiment: Experiment, table: Table, kind: str) -> Picture:
-    """Draw the scores table: a dot and an interval per arm, single runs as rings.
-
-    Args:
-        experiment: The runs.
-        table: The scores.
-        kind: What a run's score is: ``"mean"`` or ``"final"``.
-    """
+    """Draw the scores table: a dot and an interval per arm, single runs as rings."""
     style_of = styles(experiment.arms, experiment.control)
-    score, *others = table.columns[2:]
-    shown = [score, *(n for n in others if n.startswith("P(") or n == "optimality gap")]
+    shown = [name for name in table.columns[2:] if not name.endswith(", mean")]
 
     def paint(figure: Any) -> None:
         axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
         for axis, column in zip(axes, shown, strict=True):
             for y, row in enumerate(table.rows):
                 arm, cell = str(row["arm"]), row[column]
-                if column == score:
+                if column == shown[0]:
                     games = measures.scores_by_game(experiment, arm, kind, experiment.human)
                     points = [value for runs in games.values() for value in runs]
                     axis.plot(points, [y] * len(points), "o", mfc="none", mec=GREY, ms=4, mew=0.8)
@@ -191,14 +181,13 @@ def draw_tasks(experiment: Experiment) -> list[Picture]:
     """Draw bars by task: the mean, just after the switch, at the end, on earlier tasks."""
     if not experiment.tasks:
         return []
-    style_of = styles(experiment.arms, experiment.control)
     values = {arm: measures.task_estimates(experiment, arm) for arm in experiment.arms}
     names = [
         name for name in TASK_PHASES
         if any(np.isfinite(one.value) for own in values.values() for one in own[name])
     ]  # fmt: skip
 
-    def paint(figure: Any, arms: Sequence[str]) -> None:
+    def paint(figure: Any, arms: Mapping[str, Style]) -> None:
         from matplotlib.patches import Patch
 
         width = 0.8 / len(arms)
@@ -206,14 +195,14 @@ def draw_tasks(experiment: Experiment) -> list[Picture]:
         for axis, name in zip(axes, names, strict=True):
             for k, arm in enumerate(arms):
                 places = np.array(experiment.tasks) + (k - (len(arms) - 1) / 2) * width
-                _bars(axis, places, values[arm][name], width, style_of[arm].colour)
-            axis.set_title(TASK_PHASES[name])
+                _bars(axis, places, values[arm][name], width, arms[arm].colour)
+            axis.set_title(name)
             axis.grid(axis="x", visible=False)
             axis.axhline(0, color="#555555", lw=0.8)
         axes[-1].set_xlabel("task")
         axes[-1].set_xticks(experiment.tasks[:: 1 + len(experiment.tasks) // 40])
         figure.supylabel("return")
-        handles = [Patch(color=style_of[arm].colour, label=shorten(arm, 30)) for arm in arms]
+        handles = [Patch(color=arms[arm].colour, label=shorten(arm, 30)) for arm in arms]
         figure.legend(handles=handles, loc="outside upper left", ncols=5)
 
     caption = (

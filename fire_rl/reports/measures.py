@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,8 @@ from fire_rl.runs.recovery import Recovery, recovery
 
 Array = NDArray[np.float64]
 Values = Sequence[float] | Array
+Layer = tuple[str, str]  # a layer's network and name
+LayerEvent = Mapping[str, Any]  # what an event did to a layer, as its report says
 
 DASH = "–"
 BINS = 100
@@ -28,14 +31,11 @@ TASK_BINS = 24
 # under the learning curves: log key to title.
 METRICS = Shown("table")
 CURVES = Shown("curves")
-# What is measured of a run in each task: name to title.
-TASK_PHASES = {
-    "mean": "mean",
-    "after": "just after the switch",
-    "end": "at its end",
-    "evaluated": "evaluated at its end",
-    "earlier": "evaluated on earlier tasks",
-}
+# What is measured of a run in each task.
+TASK_PHASES = (
+    "mean", "just after the switch", "at its end", "evaluated at its end",
+    "evaluated on earlier tasks",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,20 +69,14 @@ def estimate(statistic: Callable[..., Any], *scores: Any) -> Estimate:
     return Estimate(statistic(*scores), *bootstrap_interval(statistic, *scores))
 
 
-def known_mean(values: Values) -> float:
-    """Return the mean of the finite values, NaN if there is none."""
-    return _of_known(np.mean, values)
-
-
-def median(values: Values) -> float:
-    """Return the median of the finite values, NaN if there is none."""
-    return _of_known(np.median, values)
-
-
-def _of_known(statistic: Callable[[Array], Any], values: Values) -> float:
+def known_mean(values: Values, statistic: Callable[[Array], Any] = np.mean) -> float:
+    """Return the mean of the finite values, or another statistic of them; NaN if there is none."""
     array = np.asarray(values, np.float64)
     known = array[np.isfinite(array)]
     return float(statistic(known)) if len(known) else np.nan
+
+
+median = partial(known_mean, statistic=np.median)
 
 
 def _bin_means(series: Series, edges: Array) -> Array:
@@ -221,11 +215,10 @@ def roles_of(experiment: Experiment) -> list[str]:
 
 
 def task_values(experiment: Experiment, arm: str) -> dict[str, Array]:
-    """Return by phase, the names of :data:`TASK_PHASES`, an array of shape ``(tasks, runs)``.
+    """Return by phase, one of :data:`TASK_PHASES`, an array of shape ``(tasks, runs)``.
 
-    ``after`` is NaN in the first task, before which nothing is switched. ``evaluated`` is the
-    return of an evaluation at the end of the task, ``earlier`` the mean return of evaluations on
-    earlier tasks then; NaN without one.
+    It is NaN where there was no evaluation, and just after the switch in the first task, before
+    which nothing is switched.
     """
     found = []
     for run in experiment.of(arm):
@@ -298,37 +291,25 @@ def _episodes(
     return list(zip(steps.tolist(), values.tolist(), strict=True))
 
 
-@dataclass(frozen=True)
-class LayerEvent:
-    """What one event did to one layer."""
-
-    shape: tuple[int, ...]  # of the weight
-    relative_sfe: float  # squared Frobenius error over the squared norm before
-    dfi_before: float  # deviation from isometry per singular value
-    dfi_after: float
-    spectrum_before: tuple[float, ...]  # singular values; empty if they were not recorded
-    spectrum_after: tuple[float, ...]
-
-
-def layer_events(runs: Sequence[Run]) -> dict[tuple[str, str], list[LayerEvent]]:
+def layer_events(runs: Sequence[Run]) -> dict[Layer, list[LayerEvent]]:
     """Return by network and layer what all events of some runs did to it, if they did anything."""
-    found: dict[tuple[str, str], list[LayerEvent]] = {}
+    found: dict[Layer, list[LayerEvent]] = {}
     for event in (event for run in runs for event in run.events):
         for role, changes in event["networks"].items():
             for layer in changes["layers"]:
                 if layer.get("action") != "keep":
-                    key = role, str(layer["name"])
-                    found.setdefault(key, []).append(_layer_event(layer))
+                    found.setdefault((role, str(layer["name"])), []).append(layer)
     return found
 
 
-def _layer_event(layer: Mapping[str, Any]) -> LayerEvent:
-    count, norm = layer["num_singular_values"] or np.nan, layer["norm_before"]
-    return LayerEvent(
-        shape=tuple(layer["shape"]),
-        relative_sfe=layer["sfe"] / norm**2 if norm else np.nan,
-        dfi_before=layer["dfi_before"] / count,
-        dfi_after=layer["dfi_after"] / count,
-        spectrum_before=tuple(layer.get("spectrum_before", ())),
-        spectrum_after=tuple(layer.get("spectrum_after", ())),
-    )
+def layer_numbers(events: Sequence[LayerEvent]) -> Array:
+    """Return a row for each event of a layer: relative SFE, DfI per singular value before, after.
+
+    The squared Frobenius error is relative to the squared norm before.
+    """
+    rows = []
+    for event in events:
+        count, norm = event["num_singular_values"] or np.nan, event["norm_before"]
+        relative = event["sfe"] / norm**2 if norm else np.nan
+        rows.append([relative, event["dfi_before"] / count, event["dfi_after"] / count])
+    return np.array(rows)

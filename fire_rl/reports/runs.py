@@ -40,6 +40,7 @@ class Run:
     events: Sequence[Mapping[str, Any]]  # the reports of its interventions
     task_evaluations: Sequence[Mapping[str, float]]  # evaluations at the end of each task
     note: str = ""  # a note about the files for the reader
+    label: str = ""  # its path below the folder that all runs of a comparison have in common
 
     @property
     def tasks(self) -> Mapping[str, Any] | None:
@@ -50,19 +51,13 @@ class Run:
     @property
     def setting(self) -> str:
         """The environment with its options and tasks: what runs must share to be compared."""
-        parts = [self.env or "an environment that is not recorded"]
-        options = self.config.get("env_options")
-        if isinstance(options, Mapping) and options:
-            parts.append(f"with {_plain(options)}")
-        if self.tasks:
-            parts.append(f"with tasks {_plain(self.tasks)}")
-        return " ".join(parts)
-
-
-def _plain(values: Mapping[str, Any]) -> str:
-    skipped = ("evaluate_earlier", "evaluate_episodes", "seed")  # the tasks are draws of one kind
-    items = [f"{k}: {v}" for k, v in values.items() if v is not None and k not in skipped]
-    return "{" + ", ".join(items) + "}"
+        skipped = ("evaluate_earlier", "evaluate_episodes", "seed")  # tasks are draws of one kind
+        text = self.env or "an environment that is not recorded"
+        for name, values in (("", self.config.get("env_options")), ("tasks ", self.tasks)):
+            if isinstance(values, Mapping) and values:
+                given = {k: v for k, v in values.items() if v is not None and k not in skipped}
+                text += f" with {name}{{{', '.join(f'{k}: {v}' for k, v in given.items())}}}"
+        return text
 
 
 def find_runs(paths: Sequence[str | Path]) -> list[Path]:
@@ -79,7 +74,7 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
             raise FileNotFoundError(f"There is no folder {path}.")
         if not path.is_dir():
             raise ValueError(f"{path} is a file; give the run folder that it is in.")
-        here = [folder for folder in _folders(path.resolve()) if _has_data(folder)]
+        here = list(_folders_with_data(path.resolve()))
         runs = [folder for folder in here if not _is_trunk(folder)]
         if not runs:
             raise ValueError(_no_run(path, here))
@@ -87,14 +82,12 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     return list(found)
 
 
-def _folders(root: Path) -> Iterator[Path]:
-    for folder, names, _ in os.walk(root):
-        names[:] = sorted(n for n in names if n not in _SKIPPED and not n.startswith("."))
-        yield Path(folder)
-
-
-def _has_data(folder: Path) -> bool:
-    return any(path.is_file() for pattern in layout.RUN_DATA for path in folder.glob(pattern))
+def _folders_with_data(root: Path) -> Iterator[Path]:
+    for name, below, _ in os.walk(root):
+        below[:] = sorted(n for n in below if n not in _SKIPPED and not n.startswith("."))
+        files = (path for pattern in layout.RUN_DATA for path in Path(name).glob(pattern))
+        if any(path.is_file() for path in files):
+            yield Path(name)
 
 
 def _is_trunk(path: Path) -> bool:

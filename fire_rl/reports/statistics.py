@@ -152,7 +152,7 @@ def bootstrap_band(
     arms = [_matrix(given) for given in scores]
     counts = [np.isfinite(arm).sum(axis=-2) for arm in arms]
     few = [(count == 1).any(axis=-1) | (count == 0).all(axis=-1) for count in counts]
-    single = np.any(np.stack(few), axis=0)
+    single = np.any(np.broadcast_arrays(*few), axis=0)
     if single.all():
         return np.full(single.shape, np.nan), np.full(single.shape, np.nan)
     generator = np.random.default_rng(seed)
@@ -184,7 +184,8 @@ def _matrix(scores: Scores) -> Array:
     if isinstance(scores, Mapping):
         columns = [np.asarray(runs, np.float64) for runs in scores.values()]
         most = max((runs.shape[-1] for runs in columns), default=0)
-        array = np.full((*columns[0].shape[:-1], most, len(columns)), math.nan)
+        lead = columns[0].shape[:-1] if columns else ()
+        array = np.full((*lead, most, len(columns)), math.nan)
         for task, runs in enumerate(columns):
             array[..., : runs.shape[-1], task] = runs
     else:

@@ -14,7 +14,6 @@ from fire_rl.reports.experiment import Experiment
 from fire_rl.reports.measures import (
     DASH,
     METRICS,
-    TASK_PHASES,
     Estimate,
     estimate,
     known_mean,
@@ -222,10 +221,10 @@ def task_tables(experiment: Experiment) -> list[Table]:
     for arm in experiment.arms:
         values = measures.task_values(experiment, arm)
         of_runs = {phase: [known_mean(run) for run in tasks.T] for phase, tasks in values.items()}
-        means.append({"arm": arm, **{TASK_PHASES[p]: estimate(iqm, v) for p, v in of_runs.items()}})
+        means.append({"arm": arm, **{phase: estimate(iqm, v) for phase, v in of_runs.items()}})
         estimates = measures.task_estimates(experiment, arm)
         for k, task in enumerate(experiment.tasks):
-            cells = {TASK_PHASES[phase]: found[k] for phase, found in estimates.items()}
+            cells = {phase: found[k] for phase, found in estimates.items()}
             single.append({"arm": arm, "task": task, **cells})
     about = (
         f"Return by phase of a task, mean over the {len(experiment.tasks)} tasks, interquartile "
@@ -311,12 +310,9 @@ def surgery_table(experiment: Experiment) -> Table:
     rows: list[dict[str, Cell]] = []
     for arm in experiment.arms:
         for (role, layer), events in measures.layer_events(experiment.of(arm)).items():
-            shape = "×".join(map(str, events[0].shape))
+            shape = "×".join(map(str, events[0]["shape"]))
             row = {"arm": arm, "network": role, "layer": layer, "shape": shape}
-            sfe, before, after = (
-                measures.median([getattr(event, name) for event in events])
-                for name in ("relative_sfe", "dfi_before", "dfi_after")
-            )
+            sfe, before, after = map(measures.median, measures.layer_numbers(events).T)
             numbers = {"relative SFE": sfe, "DfI/sv before": before, "DfI/sv after": after}
             rows.append({**row, "events": len(events), **numbers})
     about = (

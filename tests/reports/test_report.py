@@ -223,10 +223,13 @@ def test_phases_of_tasks(tmp_path):
     assert list(experiment.tasks) == [0, 1]
     found = task_estimates(experiment, "fire")
     assert [one.value for one in found["mean"]] == pytest.approx([42.5, 37.5])
-    assert [one.value for one in found["after"]] == pytest.approx([math.nan, 10], nan_ok=True)
-    assert [one.value for one in found["end"]] == [50, 70]
-    assert [one.value for one in found["evaluated"]] == [80.5, 90]
-    assert [one.value for one in found["earlier"]] == pytest.approx([math.nan, 20], nan_ok=True)
+    assert [one.value for one in found["just after the switch"]] == pytest.approx(
+        [math.nan, 10], nan_ok=True
+    )
+    assert [one.value for one in found["at its end"]] == [50, 70]
+    assert [one.value for one in found["evaluated at its end"]] == [80.5, 90]
+    earlier = [one.value for one in found["evaluated on earlier tasks"]]
+    assert earlier == pytest.approx([math.nan, 20], nan_ok=True)
     row = table(experiment, "continual")["fire"]
     assert row["just after the switch"].value == 10  # the first task begins with no switch
     assert row["at its end"].value == 60
