@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fire_rl.interventions import CONTROL, make_intervention, published_schedule
+from fire_rl.runs import layout
 from fire_rl.schedules import make_schedule
 
 # Keys of an entry that are arguments of fire_rl.InterventionCallback; the others are options of
@@ -100,10 +101,10 @@ def check_arms(arms: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_arm_name(name: str) -> None:
     """Raise ValueError for a name that cannot be a folder beside the others."""
-    if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*", name) or name == "trunk":
+    if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*", name) or name == layout.TRUNK:
         raise ValueError(
-            "An arm's name is a folder's: letters, digits and _ . + -, and not 'trunk', got "
-            f"{name!r}."
+            "An arm's name is a folder's: letters, digits and _ . + -, and not "
+            f"{layout.TRUNK!r}, got {name!r}."
         )
 
 

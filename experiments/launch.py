@@ -14,6 +14,7 @@ from experiments.plain_yaml import ConfigError, read_yaml
 from experiments.training import train
 from experiments.watch import watch
 from fire_rl.checkpoints.store import check, checkpoints, latest
+from fire_rl.runs.layout import seed_folder
 
 
 def launch(args: Args) -> int:
@@ -54,7 +55,7 @@ def run_folder(config: RunConfig, args: Args) -> RunFolder:
     """Return the folder of a run: --log-dir, or a new one in runs/."""
     if args.log_dir is None:
         return RunFolder(default_path(config))
-    return RunFolder(args.log_dir / f"s{config.seed}" if args.seeds > 1 else args.log_dir)
+    return RunFolder(seed_folder(args.log_dir, config.seed) if args.seeds > 1 else args.log_dir)
 
 
 def resumed(path: Path) -> tuple[RunConfig, RunFolder]:

@@ -17,11 +17,11 @@ import tyro
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from fire_rl.files.apply import ALGORITHMS, find_algorithm, operate_on_file
-from fire_rl.files.flags import FireFlags, given_options
+from fire_rl.files.flags import FireFlags, documented, given_options
 from fire_rl.files.formats import check_output, read_model_file, write_model_file
 from fire_rl.files.inspection import inspect_file
 from fire_rl.files.tables import EXPLANATION, inspection_text, surgery_text
-from fire_rl.reports.command import Report
+from fire_rl.reports import write_report
 from fire_rl.utils.validation import nearest
 from fire_rl.utils.version import VERSION
 
@@ -47,6 +47,7 @@ _TRUST = tyro.conf.arg(
 )
 _FIRE = tyro.conf.arg(name="FIRE", constructor=FireFlags, help="")
 _FILE = tyro.conf.arg(metavar="FILE", help_behavior_hint="")
+_REPORT = documented(write_report)
 _SWITCH = tyro.conf.arg(help_behavior_hint="")
 _POSITIONAL = ("model", "runs")
 
@@ -132,6 +133,55 @@ class Apply:
         note = f"--trust: loading `{self.model}` runs code that it contains."
         warnings.warn(note, UserWarning, stacklevel=2)
         return find_algorithm(self.algo)
+
+
+def _flag(argument: str, metavar: str, hint: str = "") -> Any:
+    """Describe a flag by what :func:`write_report` says of its argument."""
+    return tyro.conf.arg(metavar=metavar, help=_REPORT.get(argument, ""), help_behavior_hint=hint)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Compare runs: tables, pictures, one HTML page.
+
+    The report compares several arms: scores with confidence intervals, probability of improvement,
+    recovery after interventions, learning curves over plasticity, singular values before and after.
+    It is written as one HTML page, as tables (Markdown, CSV), as pictures (PNG, SVG) and as JSON.
+
+    Runs are folders that train.py or Stable-Baselines3 wrote: with TensorBoard events,
+    progress.csv, episodes.csv or monitor.csv. They are searched for in all sub-folders. The arm and
+    the seed of a run are read from its path (<arm>/s<seed>, s<seed>/<arm> or <arm>_<seed>) or from
+    its config.yaml.
+    """
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], _flag("runs", "RUNS [RUNS ...]")]
+    out: Annotated[Path, _flag("out", "DIR", "(required)")]
+    control: Annotated[str | None, _flag("control", "ARM")] = None
+    score: Annotated[str, _flag("score", "{mean,final}", "(default: mean)")] = "mean"
+    target: Annotated[float | None, _flag("target", "RETURN")] = None
+    floor: Annotated[float | None, _flag("floor", "RETURN")] = None
+    until: Annotated[int | None, _flag("until", "STEP")] = None
+    arm: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], _flag("arms", "NAME=GLOB")] = ()
+    env: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], _flag("envs", "NAME=GLOB")] = ()
+    title: Annotated[str | None, _flag("title", "TITLE")] = None
+
+    def run(self) -> str:
+        """Write the report; return what is printed."""
+        if not self.runs:
+            raise ValueError("RUNS is needed: run folders, or folders of them.")
+        options = {**vars(self), "arms": self.arm, "envs": self.env}
+        del options["arm"], options["env"]
+        report = write_report(**options)
+        shown = [table for table in report.tables if table.name in ("scores", "continual")]
+        experiment = report.experiment
+        lines = [
+            *(f"{table.title}\n\n{table.to_markdown()}\n" for table in shown),
+            f"{len(experiment.runs)} runs, {experiment.end:,} steps; the return is taken from "
+            f"{experiment.source}.",
+            *experiment.notes,
+            f"Report: {report.page}",
+        ]
+        return "\n".join(lines)
 
 
 Command: TypeAlias = Inspect | Apply | Report

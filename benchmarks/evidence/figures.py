@@ -10,7 +10,7 @@ import yaml
 
 from benchmarks.common import ROOT
 from benchmarks.evidence.suite import ARMS, BINS, CONTROL, HEADLINE, SIX, compared
-from fire_rl.reports.drawing import COLOURS, CONTROL_COLOUR
+from fire_rl.reports.figures import COLOURS, CONTROL_COLOUR
 
 IMAGES = ROOT / "docs" / "images"
 # The report's colours, which the colour-blind tell apart; dashes and markers for print.

@@ -37,6 +37,7 @@ from experiments.config import parse_config
 from experiments.flags import Args
 from experiments.folder import RunFolder
 from fire_rl.interventions import CONTROL
+from fire_rl.runs import layout
 from fire_rl.runs.episodes import read_episodes
 from fire_rl.runs.readers import read_events, read_scalars, read_tasks
 
@@ -175,9 +176,9 @@ def row(folder: Path) -> dict[str, Any]:
     an eighth in which none ended has the value of the one before it in the same task (the one
     after it, at the task's beginning). All other returns but ``evaluated`` are means of it.
     """
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    environment = json.loads((folder / "environment.json").read_text())
-    result = json.loads((folder / "result.json").read_text())
+    config = yaml.safe_load((folder / layout.CONFIG).read_text())
+    environment = json.loads((folder / layout.ENVIRONMENT).read_text())
+    result = json.loads((folder / layout.RESULT).read_text())
     total = config["total_timesteps"]
     tasks = total // config["tasks"]["every"] if config["tasks"] else 1
     curve = task_curves(read_episodes(folder), total // tasks, tasks)
@@ -312,7 +313,7 @@ def planned(
     if unknown := [name for name in names if name not in suite]:
         raise SystemExit(f"--only has {unknown}; this suite has {', '.join(suite)}.")
     return [
-        Job(name, arm, seed, runs / name / arm / f"s{seed}")
+        Job(name, arm, seed, layout.seed_folder(runs / name / arm, seed))
         for name in names
         for seed in range(seeds or suite[name].seeds)
         for arm in suite[name].arms

@@ -24,8 +24,9 @@ import numpy as np
 from benchmarks.common import RESULTS, ROOT
 from benchmarks.evidence.figures import draw
 from benchmarks.evidence.suite import ARMS, BINS, CONTROL, FULL, HEADLINE, RESULT, SIX, compared
+from fire_rl.reports.measures import DASH
 from fire_rl.reports.statistics import bootstrap_interval, iqm, mean, probability_of_improvement
-from fire_rl.reports.tables import DASH, markdown
+from fire_rl.reports.tables import markdown
 from fire_rl.utils.jsonable import without_nan
 
 Row = Mapping[str, Any]

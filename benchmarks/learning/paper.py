@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import ROOT, write_result
+from fire_rl.runs import layout
 
 ARMS = {
     "dqn_minatar": (
@@ -42,23 +43,23 @@ def run(name: str, root: Path) -> None:
 
 def summarise(root: Path) -> dict[str, Any]:
     """Collect the recovery of every arm and seed, and the plasticity before and after."""
-    rows = json.loads((root / "recovery.json").read_text())
+    rows = json.loads((root / layout.RECOVERY).read_text())
     for row in rows:
-        folder = root / f"s{row['seed']}" / row["arm"]
-        first = json.loads((folder / "interventions.jsonl").read_text().splitlines()[0])
+        folder = layout.arm_folder(root, row["seed"], row["arm"])
+        first = json.loads((folder / layout.INTERVENTIONS).read_text().splitlines()[0])
         row["before_after"] = {
             role: {metric: [first["before"][role][metric], first["after"][role][metric]]
                    for metric in first["before"][role]}
             for role in first["before"]
         }  # fmt: skip
-        environment = json.loads((folder / "environment.json").read_text())
+        environment = json.loads((folder / layout.ENVIRONMENT).read_text())
         row["commit"] = environment["git"]
         row["steps_per_second"] = round(
-            json.loads((folder / "result.json").read_text())["steps_per_second"], 1
+            json.loads((folder / layout.RESULT).read_text())["steps_per_second"], 1
         )
     return {
         "config": f"configs/paper/small/{root.name}.yaml",
-        "table": (root / "recovery.md").read_text().splitlines(),
+        "table": (root / layout.RECOVERY_TABLE).read_text().splitlines(),
         "plateau": {
             arm: round(float(np.mean([row["plateau"] for row in rows if row["arm"] == arm])), 3)
             for arm in dict.fromkeys(row["arm"] for row in rows)
@@ -78,7 +79,7 @@ def main() -> None:
         root = arguments.runs / name
         if arguments.only in (None, name):
             run(name, root)
-        if (root / "recovery.json").exists():
+        if (root / layout.RECOVERY).exists():
             results[name] = summarise(root)
             print(name, *results[name]["table"], sep="\n")
             write_result("paper_small", {"results": results})

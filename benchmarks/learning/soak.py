@@ -35,6 +35,7 @@ from benchmarks.common import ROOT, write_result
 from envs import make_vec_env
 from fire_rl import FireCallback, FrameReplayBuffer, RunCheckpointCallback
 from fire_rl.checkpoints.store import CheckpointError, latest
+from fire_rl.runs.layout import CHECKPOINTS
 
 
 def _ppo_cartpole() -> BaseAlgorithm:
@@ -161,12 +162,12 @@ def progress(folder: Path) -> int:
 def soak(case: str, kills: int, folder: Path) -> dict[str, Any]:
     """Train a case undisturbed, then under kills at random moments."""
     whole, cut = folder / f"{case}-whole", folder / f"{case}-cut"
-    if start(case, whole, whole / "checkpoints").wait() != 0:
+    if start(case, whole, whole / CHECKPOINTS).wait() != 0:
         raise RuntimeError(f"{case} failed undisturbed")
     generator = random.Random(case)
     last = int(0.9 * CASES[case][1])
     for point in sorted(generator.sample(range(last), kills)):
-        process = start(case, cut, cut / "checkpoints")
+        process = start(case, cut, cut / CHECKPOINTS)
         while progress(cut) < point and process.poll() is None:
             time.sleep(0.01)
         time.sleep(generator.uniform(0.0, 0.2))
@@ -174,11 +175,11 @@ def soak(case: str, kills: int, folder: Path) -> dict[str, Any]:
             raise RuntimeError(f"{case} ended early: {process.communicate()[1][-2000:]}")
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    process = start(case, cut, cut / "checkpoints")
+    process = start(case, cut, cut / CHECKPOINTS)
     if process.wait() != 0:
         raise RuntimeError(f"{case} could not go on: {process.communicate()[1][-2000:]}")
     written = [int(line) for line in (cut / "written.txt").read_text().split()]
-    saved = {"checkpoints": len(written), "megabytes_written": round(sum(written) / 1e6, 1)}
+    saved = {CHECKPOINTS: len(written), "megabytes_written": round(sum(written) / 1e6, 1)}
     return {"kills": kills, **compare(whole, cut), **saved}
 
 
@@ -191,11 +192,11 @@ def fill_disk(folder: Path) -> dict[str, Any]:
         return {"skipped": "no right to mount a tmpfs"}
     try:
         cut = folder / "full-cut"
-        _, errors = start(case, cut, disk / "checkpoints", "all").communicate()
-        good = latest(disk / "checkpoints")
+        _, errors = start(case, cut, disk / CHECKPOINTS, "all").communicate()
+        good = latest(disk / CHECKPOINTS)
         remount = ["mount", "-o", "remount,size=400m", str(disk)]
         subprocess.run(remount, check=True)
-        process = start(case, cut, disk / "checkpoints", "all")
+        process = start(case, cut, disk / CHECKPOINTS, "all")
         process.communicate()
         return {
             "error": next(

@@ -29,6 +29,7 @@ from benchmarks.common import ROOT, write_result
 from experiments.build import make_env
 from experiments.config import parse_config
 from experiments.plain_yaml import read_yaml
+from fire_rl.runs import layout
 
 COMMON = [
     "--total-timesteps", "100000", "--every", "40000",
@@ -59,7 +60,7 @@ class RandomPolicy:
 
 def train(name: str, folder: Path, threads: int) -> None:
     """Train one run, unless it is there."""
-    if (folder / "model.zip").exists():
+    if (folder / layout.MODEL).exists():
         return
     config, *settings = RUNS[name]
     options = [*COMMON, *settings, "--num-threads", str(threads), "--log-dir", str(folder)]
@@ -69,7 +70,7 @@ def train(name: str, folder: Path, threads: int) -> None:
 
 def random_returns(folder: Path) -> list[float]:
     """Play the run's evaluation environment at random."""
-    config = parse_config(read_yaml((folder / "config.yaml").read_text()))
+    config = parse_config(read_yaml((folder / layout.CONFIG).read_text()))
     env = make_env(config, 4, training=False, normalize=False)
     policy: Any = RandomPolicy(env)
     returns, _ = evaluate_policy(policy, env, RANDOM_EPISODES, return_episode_rewards=True)
@@ -79,15 +80,15 @@ def random_returns(folder: Path) -> list[float]:
 
 def summarise(folder: Path) -> dict[str, Any]:
     """Collect what a finished run has written."""
-    with (folder / "progress.csv").open(newline="") as file:
+    with (folder / layout.PROGRESS).open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
-    evaluations = np.load(folder / "evaluations.npz")
-    lines = map(json.loads, (folder / "interventions.jsonl").read_text().splitlines())
+    evaluations = np.load(folder / layout.EVALUATIONS)
+    lines = map(json.loads, (folder / layout.INTERVENTIONS).read_text().splitlines())
     events = [line for line in lines if "networks" in line]  # the others tell of recovery
-    environment = json.loads((folder / "environment.json").read_text())
+    environment = json.loads((folder / layout.ENVIRONMENT).read_text())
     chance = random_returns(folder)
     return {
-        "steps": int(last["time/total_timesteps"]),
+        "steps": int(last[layout.STEP_COLUMN]),
         "steps_per_second": round(float(last["final/steps_per_second"]), 1),
         "torch_threads": environment["num_threads"],
         "commit": environment["git"],
@@ -135,7 +136,7 @@ def main() -> None:
         folder = arguments.runs / name
         if arguments.only in (None, name):
             train(name, folder, arguments.threads)
-        if (folder / "model.zip").exists():
+        if (folder / layout.MODEL).exists():
             results[name] = summarise(folder)
             print(name, json.dumps(results[name], indent=1))
             write_result("training", {"results": results})

@@ -73,7 +73,7 @@ def _split(words: Sequence[str]) -> str | dict[str, Any]:
 def _fire_flags() -> type:
     """Build a dataclass with ``preset`` and the fields of FIRE."""
     hints = get_type_hints(FIRE)
-    texts = {**_documented(FIRE), **_documented(Aftermath), **_TEXTS}
+    texts = {**documented(FIRE), **documented(Aftermath), **_TEXTS}
     preset = "Options as in the code of FIRE's authors; single flags override it."
     flags = [_flag("preset", Literal[_PRESETS], preset)]
     for option in dataclasses.fields(FIRE):
@@ -100,10 +100,10 @@ def _flag(name: str, hint: Any, text: str, default: str = "") -> tuple[str, Any,
     return name, Annotated[_Words if several else _Word, shown], ()
 
 
-def _documented(kind: type) -> dict[str, str]:
+def documented(item: Any) -> dict[str, str]:
     """Read what a docstring says about each argument; empty under ``python -OO``."""
-    found = docstring_parser.parse(kind.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
-    return {item.arg_name: _plain(item.description or "") for item in found.params}
+    found = docstring_parser.parse(item.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
+    return {one.arg_name: _plain(one.description or "") for one in found.params}
 
 
 def _plain(text: str) -> str:

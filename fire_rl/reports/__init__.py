@@ -4,7 +4,7 @@
 after an intervention, and :func:`recovery_table` compares arms in it.
 """
 
-from fire_rl.reports.contents import recovery_table
+from fire_rl.reports.tables import recovery_table
 from fire_rl.reports.writing import write_report
 from fire_rl.runs.recovery import BINS, Episodes, Recovery, recovery
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import itertools
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,6 @@ _INCIDENTAL = {
 _SCORES_FILE = Path(__file__).with_name("atari_scores.csv")
 # ALE/Breakout-v5, BreakoutNoFrameskip-v4, Breakout-ramDeterministic-v4. MinAtar/... is not Atari.
 _ATARI = re.compile(r"(?:ALE/)?(\w+?)(?:-ram)?(?:NoFrameskip|Deterministic)?-v\d+")
-
-Show = Callable[[Run], str]
 
 
 @cache
@@ -88,13 +87,6 @@ class Experiment:
         """Return an arm's runs."""
         return [run for run in self.runs if run.arm == arm]
 
-    def control_of(self, run: Run) -> Run | None:
-        """Return the control with a run's game and seed, None if it is the control itself."""
-        if self.control is None or run.arm == self.control:
-            return None
-        same = (r for r in self.of(self.control) if (r.env, r.seed) == (run.env, run.seed))
-        return next(same, None)
-
 
 def make_experiment(
     runs: Sequence[Run],
@@ -106,22 +98,18 @@ def make_experiment(
 ) -> Experiment:
     """Check that runs may be compared, and choose how.
 
-    Args:
-        runs: At least one.
-        control: Name of the arm to compare with; by default ``"none"``, if it is there.
-        target: The return that counts as solved; by default what is known of the environment.
-        floor: The return that counts as nothing; 0 by default.
-        until: Leave out what comes after this step.
+    At least one run is needed. For the other arguments see :func:`~fire_rl.reports.write_report`.
 
     Raises:
         ValueError: If they may not, or an argument makes no sense.
     """
-    show = _shower(runs)
-    games = _check_environments(runs, show)
-    _check_seeds(runs, show)
-    _check_settings(runs, show)
-    source = _common_source(runs, show)
-    end = _check_length(runs, until, show)
+    folder = os.path.commonpath([run.path.parent for run in runs])
+    runs = [replace(run, label=str(run.path.relative_to(folder))) for run in runs]
+    games = _check_environments(runs)
+    _check_seeds(runs)
+    _check_settings(runs)
+    source = _common_source(runs)
+    end = _check_length(runs, until)
     arms = sorted(dict.fromkeys(run.arm for run in runs), key=lambda arm: arm != CONTROL)
     if control is not None:
         check_choice("--control", control, arms)
@@ -147,16 +135,8 @@ def make_experiment(
         floor=floor,
         about_target=about,
         human=human,
-        notes=tuple(_notes(runs, arms, games, show)),
+        notes=tuple(_notes(runs, arms, games)),
     )
-
-
-def _shower(runs: Sequence[Run]) -> Show:
-    """Return a function that names a run by its path below the folder that all have in common."""
-    parents = [run.path.parts[:-1] for run in runs]
-    same = (len(set(parts)) == 1 for parts in zip(*parents, strict=False))
-    depth = len(list(itertools.takewhile(bool, same)))
-    return lambda run: str(Path(*run.path.parts[depth:]))
 
 
 def _group(runs: Sequence[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:
@@ -166,12 +146,14 @@ def _group(runs: Sequence[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run
     return groups
 
 
-def _lines(groups: Mapping[Any, Sequence[Run]], show: Show) -> str:
+def _lines(groups: Mapping[Any, Sequence[Run]]) -> str:
     """List what differs, and which runs have it, a line for each."""
-    return "".join(f"\n  {what}: {listed([*map(show, own)], 4)}" for what, own in groups.items())
+    return "".join(
+        f"\n  {what}: {listed([run.label for run in own], 4)}" for what, own in groups.items()
+    )
 
 
-def _check_environments(runs: Sequence[Run], show: Show) -> list[str]:
+def _check_environments(runs: Sequence[Run]) -> list[str]:
     """Return the environments' names; raise ValueError for a mixture."""
     known = [run for run in runs if run.env is not None]
     settings = _group(known, lambda run: run.setting)
@@ -181,15 +163,15 @@ def _check_environments(runs: Sequence[Run], show: Show) -> list[str]:
     if not all(atari_game(run.env) for run in known) or len(same_but_game) > 1:
         raise ValueError(
             "Runs of different environments cannot be compared; make a report of each. (Only "
-            f"Atari games can, with the same options.) There are{_lines(settings, show)}"
+            f"Atari games can, with the same options.) There are{_lines(settings)}"
         )
     if unknown := [run for run in runs if run.env is None]:
         raise ValueError(
             "Which game these runs play is not recorded; say it with --env GAME=GLOB: "
-            f"{', '.join(map(show, unknown))}."
+            f"{', '.join(run.label for run in unknown)}."
         )
     if any(run.tasks for run in known):
-        raise ValueError(f"Runs with tasks need one environment.{_lines(settings, show)}")
+        raise ValueError(f"Runs with tasks need one environment.{_lines(settings)}")
     arms = {env: {r.arm for r in own} for env, own in _group(known, lambda run: run.env).items()}
     every = set().union(*arms.values())
     if lacking := {env: every - there for env, there in arms.items() if every - there}:
@@ -198,18 +180,18 @@ def _check_environments(runs: Sequence[Run], show: Show) -> list[str]:
     return sorted(arms)
 
 
-def _check_seeds(runs: Sequence[Run], show: Show) -> None:
+def _check_seeds(runs: Sequence[Run]) -> None:
     """Raise ValueError where an arm has a seed twice."""
     for (arm, env, seed), own in _group(runs, lambda run: (run.arm, run.env, run.seed)).items():
         if len(own) > 1:
             raise ValueError(
                 f"Arm {arm!r} has seed {seed} {len(own)} times{f' on {env}' if env else ''}: "
-                f"{', '.join(map(show, own))}. A run counts once. Name the arms with --arm "
-                "NAME=GLOB, or put runs into <arm>/s<seed>."
+                f"{', '.join(run.label for run in own)}. A run counts once. Name the arms with "
+                "--arm NAME=GLOB, or put runs into <arm>/s<seed>."
             )
 
 
-def _check_settings(runs: Sequence[Run], show: Show) -> None:
+def _check_settings(runs: Sequence[Run]) -> None:
     """Raise ValueError where one arm holds different methods."""
     for arm, own in _group(runs, lambda run: run.arm).items():
         known = [(run, _flat(run.config)) for run in own if run.config]
@@ -218,8 +200,8 @@ def _check_settings(runs: Sequence[Run], show: Show) -> None:
             if keys:
                 what = "; ".join(f"`{k}` is {one.get(k)!r} and {other.get(k)!r}" for k in keys[:4])
                 raise ValueError(
-                    f"Arm {arm!r} holds runs with different settings: {what} in {show(first)} and "
-                    f"{show(run)}. Name two arms with --arm NAME=GLOB, or put the runs into "
+                    f"Arm {arm!r} holds runs with different settings: {what} in {first.label} and "
+                    f"{run.label}. Name two arms with --arm NAME=GLOB, or put the runs into "
                     "<arm>/s<seed>."
                 )
 
@@ -237,7 +219,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _common_source(runs: Sequence[Run], show: Show) -> str:
+def _common_source(runs: Sequence[Run]) -> str:
     """Return the best measure of the return that every run has."""
     for source in RETURNS:
         if all(source in run.returns for run in runs):
@@ -245,11 +227,11 @@ def _common_source(runs: Sequence[Run], show: Show) -> str:
     groups = _group(runs, lambda run: ", ".join(run.returns) or "no return at all")
     raise ValueError(
         f"The runs have no measure of the return in common (of {', '.join(RETURNS)}):"
-        f"{_lines(groups, show)}"
+        f"{_lines(groups)}"
     )
 
 
-def _check_length(runs: Sequence[Run], until: int | None, show: Show) -> int:
+def _check_length(runs: Sequence[Run], until: int | None) -> int:
     """Return the last step that all runs have reached."""
     longest, end = max(run.steps for run in runs), min(run.steps for run in runs)
     if until is not None and until <= end:
@@ -260,7 +242,7 @@ def _check_length(runs: Sequence[Run], until: int | None, show: Show) -> int:
         raise ValueError(
             f"Runs must be {wanted}; finish the short ones, leave them out, or compare the first "
             f"steps only, with --until {end}. There are"
-            f"{_lines(_group(ordered, lambda run: f'{run.steps:,} steps'), show)}"
+            f"{_lines(_group(ordered, lambda run: f'{run.steps:,} steps'))}"
         )
     return end
 
@@ -275,25 +257,25 @@ def _target(
             return None, 0.0, source
         low, high = atari_scores()[str(atari_game(games[0]))]
         return high, low, source
-    about, low = "given by --target", 0.0 if floor is None else floor
+    given, low = target is not None, 0.0 if floor is None else floor
+    about = "given by --target"
     if target is None and games:
-        target = reward_threshold(games[0])
-        about = f"at which Gymnasium calls {games[0]} solved"
-    elif target is not None and not target > low:
+        target, about = reward_threshold(games[0]), f"at which Gymnasium calls {games[0]} solved"
+    if target is None:
+        what = games[0] if games else "the environment, which is not recorded,"
+        return None, low, f"no target is known for {what}; give --target"
+    if target > low:
+        return target, low, f"1 is a return of {target:g}, {about}, 0 one of {low:g}"
+    if given:
         raise ValueError(
             f"`--target` must lie above --floor, {low:g}, got {target:g}: give both, for example "
             "--floor -500 --target -100."
         )
-    if target is None:
-        what = games[0] if games else "the environment, which is not recorded,"
-        return None, low, f"no target is known for {what}; give --target"
-    if not target > low:
-        why = f"the target {target:g}, {about}, does not lie above the floor {low:g}; give --floor"
-        return None, low, why
-    return target, low, f"1 is a return of {target:g}, {about}, 0 one of {low:g}"
+    why = f"the target {target:g}, {about}, does not lie above the floor {low:g}; give --floor"
+    return None, low, why
 
 
-def _notes(runs: Sequence[Run], arms: Sequence[str], games: Sequence[str], show: Show) -> list[str]:
+def _notes(runs: Sequence[Run], arms: Sequence[str], games: Sequence[str]) -> list[str]:
     """Return what the reader has to know about the runs."""
     notes = []
     ordered = sorted(runs, key=lambda run: arms.index(run.arm))
@@ -314,9 +296,9 @@ def _notes(runs: Sequence[Run], arms: Sequence[str], games: Sequence[str], show:
         )
     if games and (unknown := [run for run in runs if run.env is None]):
         notes.append(
-            f"The environment of {listed([*map(show, unknown)])} is not recorded; taken to be "
-            "that of the others."
+            f"The environment of {listed([run.label for run in unknown])} is not recorded; taken "
+            "to be that of the others."
         )
     if unfinished := [run for run in runs if not run.finished]:
-        notes.append(f"Not finished (no {RESULT}): {listed([*map(show, unfinished)])}.")
-    return notes + [f"{show(run)}: {run.note}." for run in runs if run.note]
+        notes.append(f"Not finished (no {RESULT}): {listed([run.label for run in unfinished])}.")
+    return notes + [f"{run.label}: {run.note}." for run in runs if run.note]

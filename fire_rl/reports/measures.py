@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,12 +14,16 @@ from numpy.typing import NDArray
 from fire_rl.metrics.registry import Shown
 from fire_rl.reports.experiment import Experiment, atari_game, atari_scores
 from fire_rl.reports.runs import Run
-from fire_rl.reports.statistics import bootstrap_band, bootstrap_interval, iqm
+from fire_rl.reports.statistics import bootstrap_band, bootstrap_interval, iqm, normalise
 from fire_rl.runs.readers import Series
 from fire_rl.runs.recovery import Recovery, recovery
 
 Array = NDArray[np.float64]
+Values = Sequence[float] | Array
+Layer = tuple[str, str]  # a layer's network and name
+LayerEvent = Mapping[str, Any]  # what an event did to a layer, as its report says
 
+DASH = "–"
 BINS = 100
 # Divisible by 8 for the first eighth of a task, by 4 for its last quarter.
 TASK_BINS = 24
@@ -26,14 +31,11 @@ TASK_BINS = 24
 # under the learning curves: log key to title.
 METRICS = Shown("table")
 CURVES = Shown("curves")
-# What is measured of a run in each task: name to title.
-TASK_PHASES = {
-    "mean": "mean",
-    "after": "just after the switch",
-    "end": "at its end",
-    "evaluated": "evaluated at its end",
-    "earlier": "evaluated on earlier tasks",
-}
+# What is measured of a run in each task.
+TASK_PHASES = (
+    "mean", "just after the switch", "at its end", "evaluated at its end",
+    "evaluated on earlier tasks",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,22 +46,37 @@ class Estimate:
     low: float = np.nan
     high: float = np.nan
 
+    def __str__(self) -> str:
+        """Return it with four digits: ``82.41 [80.12, 84.9]``, a dash for what is not known."""
+        if np.isnan(self.value):
+            return DASH
+        limits = DASH if np.isnan(self.low) else f"{shown(self.low)}, {shown(self.high)}"
+        return f"{shown(self.value)} [{limits}]"
+
+
+def shown(value: float) -> str:
+    """Return a number with four digits and with commas, a dash if it is not known."""
+    if not np.isfinite(value):
+        return DASH if np.isnan(value) else str(value)
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    return "0" if value == 0 else f"{value:.3g}" if size < 0.01 else f"{value:.4g}"
+
 
 def estimate(statistic: Callable[..., Any], *scores: Any) -> Estimate:
     """Return a statistic of :mod:`fire_rl.reports.statistics` with its bootstrap interval."""
     return Estimate(statistic(*scores), *bootstrap_interval(statistic, *scores))
 
 
-def known_mean(values: Sequence[float]) -> float:
-    """Return the mean of the finite values, NaN if there is none."""
-    known = [value for value in values if np.isfinite(value)]
-    return sum(known) / len(known) if known else np.nan
+def known_mean(values: Values, statistic: Callable[[Array], Any] = np.mean) -> float:
+    """Return the mean of the finite values, or another statistic of them; NaN if there is none."""
+    array = np.asarray(values, np.float64)
+    known = array[np.isfinite(array)]
+    return float(statistic(known)) if len(known) else np.nan
 
 
-def median(values: Sequence[float]) -> float:
-    """Return the median of the finite values, NaN if there is none."""
-    known = [value for value in values if np.isfinite(value)]
-    return float(np.median(known)) if known else np.nan
+median = partial(known_mean, statistic=np.median)
 
 
 def _bin_means(series: Series, edges: Array) -> Array:
@@ -86,14 +103,11 @@ def _run_bins(run: Run, experiment: Experiment) -> Array:
 
     100 of them, or 24 per complete task.
     """
+    borders, count = np.array([experiment.start, experiment.end]), BINS
+    if experiment.period is not None and (tasks := experiment.tasks):
+        borders, count = experiment.period * np.arange(tasks.start, tasks.stop + 1), TASK_BINS
     series = run.returns[experiment.source]
-    tasks = experiment.tasks
-    if not len(tasks):
-        edges = np.linspace(experiment.start, experiment.end, BINS + 1)
-        return _interpolated(_bin_means(series, edges))
-    assert experiment.period is not None
-    borders = experiment.period * np.arange(tasks.start, tasks.stop + 1)
-    parts = [np.linspace(a, b, TASK_BINS + 1) for a, b in pairwise(borders)]
+    parts = np.linspace(borders[:-1], borders[1:], count + 1, axis=1)
     return np.concatenate([_interpolated(_bin_means(series, edges)) for edges in parts])
 
 
@@ -102,14 +116,12 @@ def score(run: Run, experiment: Experiment, kind: str) -> float:
     bins = _run_bins(run, experiment)
     if kind == "final":
         bins = bins[-max(1, round(len(bins) / 10)) :]
-    known = bins[np.isfinite(bins)]
-    return float(known.mean()) if len(known) else np.nan
+    return known_mean(bins)
 
 
 def _human_normalised(value: Any, env: str | None) -> Any:
     """Return an Atari score, or an array of them, with 0 for random play and 1 for a human."""
-    low, high = atari_scores()[str(atari_game(env))]
-    return (value - low) / (high - low)
+    return normalise(value, *atari_scores()[str(atari_game(env))])
 
 
 def scores_by_game(
@@ -135,26 +147,18 @@ class Curve:
 
 
 def return_curve(experiment: Experiment, arm: str, game: str | None = None) -> Curve:
-    """Return an arm's learning curve.
+    """Return an arm's learning curve, human-normalised if there are several games; or of one, raw.
 
-    Args:
-        experiment: The runs.
-        arm: Which.
-        game: Only this game's runs, raw; by default all games, human-normalised if several.
+    ``game`` is the only game whose runs count.
     """
     count = BINS
     if experiment.period is not None and len(experiment.tasks):
         bins = min(8, max(2, 240 // len(experiment.tasks)))
         count = bins * round(experiment.end / experiment.period)
-    edges = np.linspace(0, experiment.end, count + 1)
-    curves = []
-    for run in experiment.of(arm):
-        if game in (None, run.env):
-            means = _interpolated(_bin_means(run.returns[experiment.source], edges), np.nan)
-            if game is None and len(experiment.games) > 1:
-                means = _human_normalised(means, run.env)
-            curves.append((run.env, means))
-    return _curve((edges[1:] + edges[:-1]) / 2, curves)
+    runs = [run for run in experiment.of(arm) if game in (None, run.env)]
+    returns = [(run.env, run.returns[experiment.source]) for run in runs]
+    normalised = game is None and len(experiment.games) > 1
+    return _binned_curve(returns, experiment.end, count, normalised)
 
 
 def metric_curve(experiment: Experiment, arm: str, tag: str) -> Curve | None:
@@ -162,28 +166,41 @@ def metric_curve(experiment: Experiment, arm: str, tag: str) -> Curve | None:
 
     At the steps at which it was logged, where these are those of every seed; else in bins.
     """
-    logged = [(run.env, run.scalars[tag].until(experiment.end)) for run in experiment.of(arm)
-              if tag in run.scalars]  # fmt: skip
-    logged = [(env, series) for env, series in logged if np.isfinite(series.values).any()]
-    if not logged:
+    runs = [(env, series) for env, series in logged(experiment, arm, tag)
+            if np.isfinite(series.values).any()]  # fmt: skip
+    if not runs:
         return None
-    steps = logged[0][1].steps
-    if all(np.array_equal(series.steps, steps) for _, series in logged):
-        return _curve(steps, [(env, series.values) for env, series in logged])
-    longest = max(len(series.steps) for _, series in logged)
-    edges = np.linspace(0, experiment.end, min(BINS, longest) + 1)
-    binned = [(env, _interpolated(_bin_means(series, edges), np.nan)) for env, series in logged]
+    steps = runs[0][1].steps
+    if all(np.array_equal(series.steps, steps) for _, series in runs):
+        return _curve(steps, [(env, series.values) for env, series in runs])
+    longest = max(len(series.steps) for _, series in runs)
+    return _binned_curve(runs, experiment.end, min(BINS, longest))
+
+
+def logged(experiment: Experiment, arm: str, tag: str) -> list[tuple[str | None, Series]]:
+    """Return what an arm's runs logged of a scalar up to the end, each with its game."""
+    runs = [run for run in experiment.of(arm) if tag in run.scalars]
+    return [(run.env, run.scalars[tag].until(experiment.end)) for run in runs]
+
+
+def _binned_curve(
+    runs: Sequence[tuple[str | None, Series]], end: int, count: int, normalised: bool = False
+) -> Curve:
+    """Return the curve of runs in equal bins of steps; NaN outside of a run's own points."""
+    edges = np.linspace(0, end, count + 1)
+    binned = [(env, _interpolated(_bin_means(series, edges), np.nan)) for env, series in runs]
+    if normalised:
+        binned = [(env, _human_normalised(means, env)) for env, means in binned]
     return _curve((edges[1:] + edges[:-1]) / 2, binned)
 
 
 def _curve(steps: Array, runs: Sequence[tuple[str | None, Array]]) -> Curve:
     """Return the curve of runs, each with its game: their interquartile mean at each step."""
-    games = list(dict.fromkeys(game for game, _ in runs))
-    by_game = [[values for game, values in runs if game == one] for one in games]
-    matrix = np.full((len(steps), max(map(len, by_game), default=0), len(games)), np.nan)
-    for task, curves in enumerate(by_game):
-        matrix[:, : len(curves), task] = np.transpose(curves)
-    return Curve(steps, iqm(matrix), *bootstrap_band(iqm, matrix))
+    by_game: dict[str, list[Array]] = {}
+    for game, values in runs:
+        by_game.setdefault(str(game), []).append(values)
+    scores = {game: np.transpose(curves) for game, curves in by_game.items()}
+    return Curve(steps, iqm(scores), *bootstrap_band(iqm, scores))
 
 
 def plasticity_tag(role: str, metric: str) -> str:
@@ -197,29 +214,32 @@ def roles_of(experiment: Experiment) -> list[str]:
     return sorted({parts[1] for parts in tags if len(parts) == 3 and parts[0] == "plasticity"})
 
 
-def task_values(experiment: Experiment, arm: str) -> dict[str, dict[int, list[float]]]:
-    """Return by phase, the names of :data:`TASK_PHASES`, and task the values of an arm's runs.
+def task_values(experiment: Experiment, arm: str) -> dict[str, Array]:
+    """Return by phase, one of :data:`TASK_PHASES`, an array of shape ``(tasks, runs)``.
 
-    ``evaluated`` is the return of an evaluation at the end of the task, ``earlier`` the mean
-    return of evaluations on earlier tasks then; NaN without one.
+    It is NaN where there was no evaluation, and just after the switch in the first task, before
+    which nothing is switched.
     """
-    found: dict[str, dict[int, list[float]]] = {phase: {} for phase in TASK_PHASES}
+    found = []
     for run in experiment.of(arm):
         bins = _run_bins(run, experiment).reshape(-1, TASK_BINS)
-        for row, task in zip(bins, experiment.tasks, strict=True):
-            lines = [line for line in run.task_evaluations if line.get("trained_task") == task]
-            returns = [line["return"] for line in lines]
-            values = (
-                row.mean(),
-                row[: TASK_BINS // 8].mean(),
-                row[-TASK_BINS // 4 :].mean(),
-                # A task that recurs is evaluated under its first number, the last of its lines.
-                returns[-1] if returns else np.nan,
-                np.mean(returns[:-1]) if returns[1:] else np.nan,
-            )
-            for phase, value in zip(TASK_PHASES, values, strict=True):
-                found[phase].setdefault(task, []).append(float(value))
-    return found
+        after = bins[:, : TASK_BINS // 8].mean(axis=1)
+        after[np.array(experiment.tasks) == 0] = np.nan
+        # A task that recurs is evaluated under its first number, the last of its lines.
+        lines = [[line["return"] for line in run.task_evaluations if line.get("trained_task") == k]
+                 for k in experiment.tasks]  # fmt: skip
+        evaluated = [returns[-1] if returns else np.nan for returns in lines]
+        earlier = [np.mean(returns[:-1]) if returns[1:] else np.nan for returns in lines]
+        found.append(
+            [bins.mean(axis=1), after, bins[:, -TASK_BINS // 4 :].mean(axis=1), evaluated, earlier]
+        )
+    return dict(zip(TASK_PHASES, np.transpose(np.array(found), (1, 2, 0)), strict=True))
+
+
+def task_estimates(experiment: Experiment, arm: str) -> dict[str, list[Estimate]]:
+    """Return by phase the interquartile mean over an arm's runs in each task."""
+    values = task_values(experiment, arm)
+    return {phase: [estimate(iqm, runs) for runs in tasks] for phase, tasks in values.items()}
 
 
 def event_steps(run: Run, experiment: Experiment) -> list[int]:
@@ -236,11 +256,13 @@ def recoveries(run: Run, experiment: Experiment) -> list[Recovery]:
     A control without events is measured at those of another arm with its seed, for comparison.
     """
     steps = event_steps(run, experiment)
-    if not steps and run.arm == experiment.control:
-        others = [o for o in experiment.runs if (o.env, o.seed) == (run.env, run.seed)]
-        all_steps = {tuple(event_steps(o, experiment)) for o in others} - {()}
+    same = [one for one in experiment.runs if (one.env, one.seed) == (run.env, run.seed)]
+    control = None
+    if run.arm != experiment.control:
+        control = next((one for one in same if one.arm == experiment.control), None)
+    elif not steps:
+        all_steps = {tuple(event_steps(one, experiment)) for one in same} - {()}
         steps = list(all_steps.pop()) if len(all_steps) == 1 else []
-    control = experiment.control_of(run)
     found = []
     for step, end in pairwise([*steps, experiment.end]):
         after = step - (end - step)
@@ -248,6 +270,16 @@ def recoveries(run: Run, experiment: Experiment) -> list[Recovery]:
         other = None if control is None else _episodes(control, experiment, after, end)
         found.append(recovery(own, step, end, other))
     return found
+
+
+def recovery_numbers(run: Run, experiment: Experiment) -> dict[str, float]:
+    """Return the means over a run's recoveries, and how many there are; empty if there is none."""
+    found = [one for one in recoveries(run, experiment) if one.episodes]
+    if not found:
+        return {}
+    numbers = {key: known_mean([getattr(one, key) for one in found]) for key in vars(found[0])}
+    back = sum(not np.isnan(one.steps_to_regain) for one in found)
+    return {**numbers, "events": len(found), "regained": back}
 
 
 def _episodes(
@@ -259,38 +291,25 @@ def _episodes(
     return list(zip(steps.tolist(), values.tolist(), strict=True))
 
 
-@dataclass(frozen=True)
-class LayerEvent:
-    """What one event did to one layer."""
-
-    shape: tuple[int, ...]  # of the weight
-    relative_sfe: float  # squared Frobenius error over the squared norm before
-    dfi_before: float  # deviation from isometry per singular value
-    dfi_after: float
-    spectrum_before: tuple[float, ...]  # singular values; empty if they were not recorded
-    spectrum_after: tuple[float, ...]
-
-
-def layer_events(runs: Sequence[Run]) -> dict[tuple[str, str], list[LayerEvent]]:
+def layer_events(runs: Sequence[Run]) -> dict[Layer, list[LayerEvent]]:
     """Return by network and layer what all events of some runs did to it, if they did anything."""
-    found: dict[tuple[str, str], list[LayerEvent]] = {}
-    for run in runs:
-        for event in run.events:
-            for role, changes in event["networks"].items():
-                for layer in changes["layers"]:
-                    if layer.get("action") != "keep":
-                        one = _layer_event(layer)
-                        found.setdefault((role, str(layer["name"])), []).append(one)
+    found: dict[Layer, list[LayerEvent]] = {}
+    for event in (event for run in runs for event in run.events):
+        for role, changes in event["networks"].items():
+            for layer in changes["layers"]:
+                if layer.get("action") != "keep":
+                    found.setdefault((role, str(layer["name"])), []).append(layer)
     return found
 
 
-def _layer_event(layer: Mapping[str, Any]) -> LayerEvent:
-    count, norm = layer["num_singular_values"] or np.nan, layer["norm_before"]
-    return LayerEvent(
-        shape=tuple(layer["shape"]),
-        relative_sfe=layer["sfe"] / norm**2 if norm else np.nan,
-        dfi_before=layer["dfi_before"] / count,
-        dfi_after=layer["dfi_after"] / count,
-        spectrum_before=tuple(layer.get("spectrum_before", ())),
-        spectrum_after=tuple(layer.get("spectrum_after", ())),
-    )
+def layer_numbers(events: Sequence[LayerEvent]) -> Array:
+    """Return a row for each event of a layer: relative SFE, DfI per singular value before, after.
+
+    The squared Frobenius error is relative to the squared norm before.
+    """
+    rows = []
+    for event in events:
+        count, norm = event["num_singular_values"] or np.nan, event["norm_before"]
+        relative = event["sfe"] / norm**2 if norm else np.nan
+        rows.append([relative, event["dfi_before"] / count, event["dfi_after"] / count])
+    return np.array(rows)

@@ -40,6 +40,7 @@ class Run:
     events: Sequence[Mapping[str, Any]]  # the reports of its interventions
     task_evaluations: Sequence[Mapping[str, float]]  # evaluations at the end of each task
     note: str = ""  # a note about the files for the reader
+    label: str = ""  # its path below the folder that all runs of a comparison have in common
 
     @property
     def tasks(self) -> Mapping[str, Any] | None:
@@ -50,19 +51,13 @@ class Run:
     @property
     def setting(self) -> str:
         """The environment with its options and tasks: what runs must share to be compared."""
-        parts = [self.env or "an environment that is not recorded"]
-        options = self.config.get("env_options")
-        if isinstance(options, Mapping) and options:
-            parts.append(f"with {_plain(options)}")
-        if self.tasks:
-            parts.append(f"with tasks {_plain(self.tasks)}")
-        return " ".join(parts)
-
-
-def _plain(values: Mapping[str, Any]) -> str:
-    skipped = ("evaluate_earlier", "evaluate_episodes", "seed")  # the tasks are draws of one kind
-    items = [f"{k}: {v}" for k, v in values.items() if v is not None and k not in skipped]
-    return "{" + ", ".join(items) + "}"
+        skipped = ("evaluate_earlier", "evaluate_episodes", "seed")  # tasks are draws of one kind
+        text = self.env or "an environment that is not recorded"
+        for name, values in (("", self.config.get("env_options")), ("tasks ", self.tasks)):
+            if isinstance(values, Mapping) and values:
+                given = {k: v for k, v in values.items() if v is not None and k not in skipped}
+                text += f" with {name}{{{', '.join(f'{k}: {v}' for k, v in given.items())}}}"
+        return text
 
 
 def find_runs(paths: Sequence[str | Path]) -> list[Path]:
@@ -79,7 +74,7 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
             raise FileNotFoundError(f"There is no folder {path}.")
         if not path.is_dir():
             raise ValueError(f"{path} is a file; give the run folder that it is in.")
-        here = [folder for folder in _folders(path.resolve()) if _has_data(folder)]
+        here = list(_folders_with_data(path.resolve()))
         runs = [folder for folder in here if not _is_trunk(folder)]
         if not runs:
             raise ValueError(_no_run(path, here))
@@ -87,14 +82,12 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     return list(found)
 
 
-def _folders(root: Path) -> Iterator[Path]:
-    for folder, names, _ in os.walk(root):
-        names[:] = sorted(n for n in names if n not in _SKIPPED and not n.startswith("."))
-        yield Path(folder)
-
-
-def _has_data(folder: Path) -> bool:
-    return any(path.is_file() for pattern in layout.RUN_DATA for path in folder.glob(pattern))
+def _folders_with_data(root: Path) -> Iterator[Path]:
+    for name, below, _ in os.walk(root):
+        below[:] = sorted(n for n in below if n not in _SKIPPED and not n.startswith("."))
+        files = (path for pattern in layout.RUN_DATA for path in Path(name).glob(pattern))
+        if any(path.is_file() for path in files):
+            yield Path(name)
 
 
 def _is_trunk(path: Path) -> bool:
@@ -113,13 +106,17 @@ def _no_run(path: Path, trunks: Sequence[Path]) -> str:
     )
 
 
-def read_run(path: Path, arms: Rules = (), envs: Rules = ()) -> Run:
-    """Read a run folder.
+def read_runs(
+    paths: Sequence[str | Path], arms: Sequence[str] = (), envs: Sequence[str] = ()
+) -> list[Run]:
+    """Find and read runs; see :func:`~fire_rl.reports.write_report` for the arguments."""
+    found = find_runs(paths)
+    rules = read_rules(arms, "--arm", found), read_rules(envs, "--env", found)
+    return [read_run(path, *rules) for path in found]
 
-    Args:
-        path: The folder.
-        arms: Names of arms by patterns of paths, before all else.
-        envs: Names of environments by patterns of paths, before all else.
+
+def read_run(path: Path, arms: Rules = (), envs: Rules = ()) -> Run:
+    """Read a run folder; rules for the names of its arm and its environment come before all else.
 
     Raises:
         ImportError: If a package to read it is missing.
@@ -166,39 +163,34 @@ def _branch_step(config: Mapping[str, Any]) -> int | None:
         return None
 
 
-def parse_rule(text: str, flag: str) -> tuple[str, str]:
-    """Read ``NAME=GLOB``.
+def read_rules(texts: Sequence[str], flag: str, paths: Sequence[Path]) -> Rules:
+    """Read rules of the form ``NAME=GLOB``, given by a flag.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If one is something else, or matches none of the paths.
     """
-    name, separator, pattern = text.partition("=")
-    if not (name.strip() and separator and pattern.strip()):
-        raise ValueError(
-            f"`{flag}` must be NAME=GLOB, such as slow=lr_1e-4/s*, matched against the end of each "
-            f"run folder's path; got {text!r}."
-        )
-    return name.strip(), pattern.strip()
-
-
-def by_rule(path: Path, rules: Rules) -> str | None:
-    """Return the name of the first rule whose pattern matches a path or the end of it."""
-    return next((name for name, glob in rules if _matches(path, glob)), None)
-
-
-def check_rules(paths: Sequence[Path], rules: Rules, flag: str) -> None:
-    """Raise ValueError for a rule that matches no run."""
-    for name, glob in rules:
-        if not any(_matches(path, glob) for path in paths):
+    rules = []
+    for text in texts:
+        name, _, glob = (part.strip() for part in text.partition("="))
+        if not (name and glob):
+            raise ValueError(
+                f"`{flag}` must be NAME=GLOB, such as slow=lr_1e-4/s*, matched against the end of "
+                f"each run folder's path; got {text!r}."
+            )
+        if not any(by_rule(path, [(name, glob)]) for path in paths):
             raise ValueError(
                 f"`{flag} {name}={glob}` matches none of the run folders: "
                 f"{listed(list(map(str, paths)))}."
             )
+        rules.append((name, glob))
+    return rules
 
 
-def _matches(path: Path, glob: str) -> bool:
+def by_rule(path: Path, rules: Rules) -> str | None:
+    """Return the name of the first rule whose pattern matches a path or the end of it."""
     text = path.as_posix()
-    return fnmatchcase(text, glob) or fnmatchcase(text, f"*/{glob}")
+    ends = (name for name, glob in rules if any(fnmatchcase(text, g) for g in (glob, f"*/{glob}")))
+    return next(ends, None)
 
 
 def arm_and_seed(path: Path, config: Mapping[str, Any], rules: Rules) -> tuple[str, int]:
@@ -222,16 +214,36 @@ def arm_and_seed(path: Path, config: Mapping[str, Any], rules: Rules) -> tuple[s
 
 def _by_config(config: Mapping[str, Any]) -> tuple[str, int]:
     """Return the branch's arm or the interventions' names, and the seed."""
-    branch = config.get("branch")
+    branch, seed = config.get("branch"), config.get("seed", 0)
     if isinstance(branch, Mapping) and branch.get("arm"):
         arm = str(branch["arm"])
     else:
-        given = config.get("intervention") or []
-        entries = given if isinstance(given, list) else [given]
-        names = [str(e.get("name")) if isinstance(e, Mapping) else str(e) for e in entries]
-        arm = "+".join(names) or CONTROL
-    seed = config.get("seed", 0)
+        names = [e.get("name") if isinstance(e, Mapping) else e for e in _interventions(config)]
+        arm = "+".join(map(str, names)) or CONTROL
     return arm, seed if isinstance(seed, int) else 0
+
+
+def _interventions(config: Mapping[str, Any]) -> list[Any]:
+    given = config.get("intervention") or []
+    return given if isinstance(given, list) else [given]
+
+
+def method_of(runs: Sequence[Run]) -> str:
+    """Describe what an arm does: as configured, else by the interventions that acted."""
+    config = runs[0].config
+    words = [", ".join(f"{k}: {_short(v)}" for k, v in entry.items() if v is not None)
+             for entry in _interventions(config) if isinstance(entry, Mapping)]  # fmt: skip
+    if words and isinstance(config.get("schedule"), Mapping):
+        words[-1] += f", schedule: {_short(config['schedule'])}"
+    if not words:
+        words = sorted({str(event.get("intervention")) for run in runs for event in run.events})
+    return "; ".join(words) or CONTROL
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {_short(v)}" for k, v in value.items()) + "}"
+    return str(value)
 
 
 def listed(words: Sequence[str], limit: int = 6) -> str:

@@ -8,7 +8,7 @@ every run has one: runs of different tasks are independent of one another. Score
 
 - one list: the runs of a single task,
 - an array of shape ``(..., runs, tasks)``: leading axes are cases, each with its own answer,
-- a mapping from task to a list of its runs, which may be of different lengths.
+- a mapping from task to its runs, shape ``(..., runs)``; not all need as many.
 
 NaN is a run that is missing, and is never counted as 0.
 """
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from fire_rl.utils.validation import check_int, check_share
 
 Array = NDArray[np.float64]
-Scores = Sequence[float] | Array | Mapping[str, Sequence[float]]
+Scores = Sequence[float] | Array | Mapping[str, Sequence[float] | Array]
 Statistic = Callable[..., Any]
 
 # Numbers that are held at a time while resampling: 160 MB.
@@ -140,15 +140,9 @@ def bootstrap_band(
 ) -> tuple[Array, Array]:
     """Return the intervals of a statistic at each of the leading axes, such as points of a curve.
 
-    As :func:`bootstrap_interval`, pointwise; a resample holds the same runs at all points.
-
-    Args:
-        statistic: See :func:`bootstrap_interval`.
-        scores: Arrays of shape ``(points, runs, tasks)``. A run without a value at a point is left
-            out there; a point with a single run of a task has no interval.
-        confidence: Share of the resamples that lies within.
-        reps: Number of resamples.
-        seed: Of the resampling.
+    As :func:`bootstrap_interval`, which explains the arguments, but pointwise: a resample holds the
+    same runs at all points. A run without a value at a point is left out there; a point with a
+    single run of a task has no interval.
 
     Returns:
         Two arrays of the leading axes, NaN where there is no interval.
@@ -156,26 +150,25 @@ def bootstrap_band(
     check_share("confidence", confidence)
     check_int("reps", reps, 1)
     arms = [_matrix(given) for given in scores]
-    single: NDArray[np.bool_] = np.zeros((), bool)
-    for arm in arms:
-        counts = np.isfinite(arm).sum(axis=-2)
-        few = (counts == 1).any(axis=-1) | (counts == 0).all(axis=-1)
-        single = np.asarray(single | few)
+    counts = [np.isfinite(arm).sum(axis=-2) for arm in arms]
+    few = [(count == 1).any(axis=-1) | (count == 0).all(axis=-1) for count in counts]
+    single = np.any(np.broadcast_arrays(*few), axis=0)
     if single.all():
         return np.full(single.shape, np.nan), np.full(single.shape, np.nan)
     generator = np.random.default_rng(seed)
-    found = []
-    for size in _chunks(reps, arms):
-        drawn = [_resample(arm, size, generator) for arm in arms]
-        found.append(np.asarray(statistic(*drawn), np.float64))
-    values = np.concatenate(found)
+    values = np.concatenate(
+        [
+            np.asarray(statistic(*(_resample(arm, size, generator) for arm in arms)), np.float64)
+            for size in _chunks(reps, arms)
+        ]
+    )
     edge = (1 - confidence) / 2
     values[:, single] = 0  # all NaN, perhaps, of which nanquantile would warn
     low, high = np.nanquantile(values, [edge, 1 - edge], axis=0)
     return np.where(single, np.nan, low), np.where(single, np.nan, high)
 
 
-def normalise(scores: Scores, floor: float, target: float) -> Array:
+def normalise(scores: Sequence[float] | Array | float, floor: float, target: float) -> Any:
     """Return scores of which 0 is the floor and 1 the target, ``(x - floor) / (target - floor)``.
 
     Raises:
@@ -183,18 +176,20 @@ def normalise(scores: Scores, floor: float, target: float) -> Array:
     """
     if not target > floor:
         raise ValueError(f"`target` must lie above the floor {floor:g}, got {target:g}.")
-    return (_matrix(scores) - floor) / (target - floor)
+    return _float((np.asarray(scores, np.float64) - floor) / (target - floor))
 
 
 def _matrix(scores: Scores) -> Array:
     """Return scores as ``(..., runs, tasks)``, NaN where a task has fewer runs than another."""
     if isinstance(scores, Mapping):
-        columns = [np.asarray(runs, np.float64).ravel() for runs in scores.values()]
-        matrix = np.full((max(map(len, columns), default=0), len(columns)), math.nan)
+        columns = [np.asarray(runs, np.float64) for runs in scores.values()]
+        most = max((runs.shape[-1] for runs in columns), default=0)
+        lead = columns[0].shape[:-1] if columns else ()
+        array = np.full((*lead, most, len(columns)), math.nan)
         for task, runs in enumerate(columns):
-            matrix[: len(runs), task] = runs
-        return matrix
-    array = np.asarray(scores, np.float64)
+            array[..., : runs.shape[-1], task] = runs
+    else:
+        array = np.asarray(scores, np.float64)
     array = np.where(np.isfinite(array), array, np.nan)
     return array.reshape(-1, 1) if array.ndim < 2 else array
 

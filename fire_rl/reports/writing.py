@@ -7,19 +7,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fire_rl.reports import measures
-from fire_rl.reports.contents import make_tables
+from fire_rl.reports import measures, tables
+from fire_rl.reports.curves import draw_curves, draw_games, draw_surgery
 from fire_rl.reports.experiment import Experiment, make_experiment
-from fire_rl.reports.runs import check_rules, find_runs, parse_rule, read_run
+from fire_rl.reports.figures import Picture, draw_scores, draw_tasks
+from fire_rl.reports.runs import read_runs
 from fire_rl.reports.tables import Table, show
 from fire_rl.utils.jsonable import without_nan
 from fire_rl.utils.validation import check_choice
 from fire_rl.utils.version import VERSION
-
-if TYPE_CHECKING:
-    from fire_rl.reports.drawing import Picture
 
 FORMAT = "fire-rl report"
 _INDEX = "report.json"
@@ -71,14 +69,18 @@ def write_report(
     Args:
         runs: Run folders, or folders that hold some at any depth.
         out: Folder of the report: new, empty, or an earlier report, which is replaced.
-        control: The arm that the others are compared with; ``"none"`` if it is there.
-        score: Of a run: the ``"mean"`` over its steps, or ``"final"``, that of its last tenth.
-        target: The return that counts as solved.
-        floor: The return that counts as nothing; 0 by default.
-        until: Leave out what comes after this step.
-        arms: ``NAME=GLOB``: the arm of the runs whose path ends like the pattern.
-        envs: ``NAME=GLOB``: their environment.
-        title: Of the page.
+        control: Arm that the others are compared with; by default ``none``, if there is such an
+            arm.
+        score: Score of a run: ``mean``, over all its steps, or ``final``, over the last tenth.
+        target: Return that counts as solved, for the optimality gap; by default Gymnasium's reward
+            threshold, or the human score on Atari.
+        floor: Return that counts as nothing; by default 0, or that of random play on Atari.
+        until: Last step that counts; by default the last one of the shortest run.
+        arms: Name of the arm of all runs whose path ends with a pattern, for example
+            ``slow=lr_1e-4/s*``. Can be given several times.
+        envs: Environment of all runs whose path ends with a pattern, for runs that do not record
+            it. Can be given several times.
+        title: Heading of the page.
 
     Raises:
         FileNotFoundError: If a folder does not exist.
@@ -86,57 +88,45 @@ def write_report(
         ImportError: If a package of the extra ``report`` is missing.
         ValueError: If there is no run, or the runs cannot be compared.
     """
-    from fire_rl.reports.figures import draw_curves, draw_games, draw_scores, draw_tasks
-    from fire_rl.reports.spectra import draw_surgery
-
     check_choice("--score", score, ("mean", "final"))
     folder = Path(out)
     _check_free(folder)
-    experiment = _read(runs, arms, envs, control=control, target=target, floor=floor, until=until)
-    tables = make_tables(experiment, score)
-    scores = {
-        arm: measures.scores_by_game(experiment, arm, score, experiment.human).values()
-        for arm in experiment.arms
-    }
-    values = {arm: [v for runs in games for v in runs] for arm, games in scores.items()}
-    pictures = [draw_scores(experiment, tables[0], values), *draw_curves(experiment)]
+    experiment = make_experiment(
+        read_runs(runs, arms, envs), control=control, target=target, floor=floor, until=until
+    )
+    contents = make_tables(experiment, score)
+    pictures = [draw_scores(experiment, contents[0], score), *draw_curves(experiment)]
     pictures += [*draw_games(experiment), *draw_tasks(experiment), *draw_surgery(experiment)]
-    heading = title or f"{', '.join(experiment.games) or 'Runs'}: {_names(experiment.arms)}"
+    names = experiment.arms
+    arms_text = ", ".join(names) if len(names) <= 6 else f"{len(names)} arms"
+    heading = title or f"{', '.join(experiment.games) or 'Runs'}: {arms_text}"
     lead = _lead(experiment)
-    page = make_page(heading, lead, experiment.notes, tables, pictures)
+    page = make_page(heading, lead, experiment.notes, contents, pictures)
     text = [f"# {heading}", "", lead, "", *(f"- {note}" for note in experiment.notes), ""]
-    text += [f"## {table.title}\n\n{table.about}\n\n{table.to_markdown()}\n" for table in tables]
+    text += [f"## {table.title}\n\n{table.about}\n\n{table.to_markdown()}\n" for table in contents]
     files: dict[str, str | bytes] = {"report.html": page, "report.md": "\n".join(text)}
-    for table in tables:
+    for table in contents:
         files[f"tables/{table.name}.md"] = table.to_markdown() + "\n"
         files[f"tables/{table.name}.csv"] = table.to_csv()
     for picture in pictures:
-        files[f"figures/{picture.name}.png"] = picture.png
-        files[f"figures/{picture.name}.svg"] = picture.svg
-    index = {
-        "format": FORMAT,
-        "title": heading,
-        "files": [*files, _INDEX],
-        **_numbers(experiment, tables, score),
-    }
+        files |= {f"figures/{picture.name}.{end}": data for end, data in picture.files.items()}
+    index = {"format": FORMAT, "title": heading, "files": [*files, _INDEX]}
+    index |= _numbers(experiment, contents, score)
     files[_INDEX] = json.dumps(without_nan(index), indent=1, allow_nan=False) + "\n"
     _write(folder, files)
-    return Report(folder / "report.html", experiment, tuple(tables), tuple(files))
+    return Report(folder / "report.html", experiment, tuple(contents), tuple(files))
 
 
-def _read(
-    runs: Sequence[str | Path], arms: Sequence[str], envs: Sequence[str], **options: Any
-) -> Experiment:
-    arm_rules = [parse_rule(text, "--arm") for text in arms]
-    env_rules = [parse_rule(text, "--env") for text in envs]
-    paths = find_runs(runs)
-    check_rules(paths, arm_rules, "--arm")
-    check_rules(paths, env_rules, "--env")
-    return make_experiment([read_run(path, arm_rules, env_rules) for path in paths], **options)
-
-
-def _names(arms: Sequence[str]) -> str:
-    return ", ".join(arms) if len(arms) <= 6 else f"{len(arms)} arms"
+def make_tables(experiment: Experiment, kind: str) -> list[Table]:
+    """Return the tables for which there are data, the scores, of a ``kind``, first."""
+    found = [tables.scores_table(experiment, kind)]
+    if experiment.human:
+        found.append(tables.games_table(experiment, kind))
+    if experiment.tasks:
+        found += tables.task_tables(experiment)
+    found += [tables.events_table(experiment), tables.plasticity_table(experiment)]
+    found += [tables.surgery_table(experiment), tables.runs_table(experiment)]
+    return [table.without_empty_columns() for table in found if table.rows]
 
 
 def _lead(experiment: Experiment) -> str:
@@ -254,5 +244,4 @@ def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = content.encode("utf-8") if isinstance(content, str) else content
-        path.write_bytes(data)
+        path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)

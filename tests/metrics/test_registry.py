@@ -15,9 +15,9 @@ from fire_rl.metrics.features import Features, Units, srank
 from fire_rl.metrics.registry import Shown, find_metric, measure
 from fire_rl.metrics.weights import LayerWeight
 from fire_rl.reports import write_report
-from fire_rl.reports.contents import make_tables
 from fire_rl.reports.experiment import make_experiment
 from fire_rl.reports.runs import find_runs, read_run
+from fire_rl.reports.writing import make_tables
 from fire_rl.sb3.loggers import custom_scalars_layout
 from fire_rl.sb3.measurement import activation_metrics, observe, parameter_metrics
 from fire_rl.sb3.model_view import ModelView
@@ -96,9 +96,8 @@ def test_an_added_metric_is_everywhere(added, tmp_path):
 
     experiment = make_experiment([read_run(path) for path in find_runs([runs])])
     (table,) = [one for one in make_tables(experiment, "mean") if one.name == "plasticity"]
-    column = table.columns.index(added.title)
-    assert [row[0] for row in table.rows] == ["actor", "critic"]
-    assert all(math.isfinite(row[column].value) for row in table.rows)
+    assert [row["network"] for row in table.rows] == ["actor", "critic"]
+    assert all(math.isfinite(row[added.title].value) for row in table.rows)
     if "curves" in added.shown:
         report = write_report([runs], tmp_path / "report")
         assert added.title in report.page.read_text(encoding="utf-8")

@@ -21,18 +21,12 @@ NAMES = {
 }  # fmt: skip
 COLUMNS = (layout.EPISODE_COLUMNS, layout.CONTINUAL_COLUMNS)
 FILES = sorted(
-    path
-    for room in ("fire_rl", "experiments", "agents", "benchmarks")
-    for path in (ROOT / room).rglob("*.py")
-    if path != HOME
-)
-# To be emptied when experiments/ and benchmarks/ use the layout: files that still spell names out.
-NOT_YET = {
-    "experiments/arms.py", "experiments/evaluation.py", "experiments/folder.py",
-    "experiments/interventions.py", "experiments/outcome.py", "experiments/tasks.py",
-    "benchmarks/evidence/suite.py", "benchmarks/learning/paper.py", "benchmarks/learning/soak.py",
-    "benchmarks/learning/training.py",
-}  # fmt: skip
+    {
+        ROOT / "train.py",
+        *(path for room in ("fire_rl", "experiments", "agents", "envs", "benchmarks")
+          for path in (ROOT / room).rglob("*.py")),
+    } - {HOME}
+)  # fmt: skip
 
 
 def spelled_out(text):
@@ -54,11 +48,7 @@ def spelled_out(text):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_other_file_spells_out_a_name_of_the_run_folder(path):
-    found = list(spelled_out(path.read_text(encoding="utf-8")))
-    if str(path.relative_to(ROOT)) in NOT_YET:
-        assert found, "it uses the layout now: take it off the list"
-    else:
-        assert not found
+    assert not list(spelled_out(path.read_text(encoding="utf-8")))
 
 
 def test_the_search_finds_what_it_is_for():

@@ -17,14 +17,13 @@ import yaml
 
 from fire_rl.cli import main as fire_rl
 from fire_rl.reports import recovery_table, write_report
-from fire_rl.reports.contents import make_tables, task_estimates
-from fire_rl.reports.drawing import groups, styles
+from fire_rl.reports.curves import draw_curves, draw_games
 from fire_rl.reports.experiment import make_experiment
-from fire_rl.reports.figures import draw_curves, draw_games, draw_scores
-from fire_rl.reports.measures import Estimate, recoveries, return_curve, score
+from fire_rl.reports.figures import draw_scores, groups, styles
+from fire_rl.reports.measures import Estimate, recoveries, return_curve, score, task_estimates
 from fire_rl.reports.runs import find_runs, read_run
 from fire_rl.reports.tables import Table, markdown, show
-from fire_rl.reports.writing import make_page
+from fire_rl.reports.writing import make_page, make_tables
 from fire_rl.runs.recovery import recovery
 from tests.helpers.report_runs import constant, write_run
 from tests.helpers.runs import ENVIRONMENT
@@ -37,8 +36,7 @@ def compare(root, **options):
 def table(experiment, name, kind="mean"):
     """A table's rows by the name of the arm, each by column."""
     (found,) = [one for one in make_tables(experiment, kind) if one.name == name]
-    rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
-    return {row["arm"]: row for row in rows}
+    return {row["arm"]: row for row in found.rows}
 
 
 @pytest.fixture(scope="module")
@@ -225,10 +223,13 @@ def test_phases_of_tasks(tmp_path):
     assert list(experiment.tasks) == [0, 1]
     found = task_estimates(experiment, "fire")
     assert [one.value for one in found["mean"]] == pytest.approx([42.5, 37.5])
-    assert [one.value for one in found["after"]] == [90, 10]
-    assert [one.value for one in found["end"]] == [50, 70]
-    assert [one.value for one in found["evaluated"]] == [80.5, 90]
-    assert [one.value for one in found["earlier"]] == pytest.approx([math.nan, 20], nan_ok=True)
+    assert [one.value for one in found["just after the switch"]] == pytest.approx(
+        [math.nan, 10], nan_ok=True
+    )
+    assert [one.value for one in found["at its end"]] == [50, 70]
+    assert [one.value for one in found["evaluated at its end"]] == [80.5, 90]
+    earlier = [one.value for one in found["evaluated on earlier tasks"]]
+    assert earlier == pytest.approx([math.nan, 20], nan_ok=True)
     row = table(experiment, "continual")["fire"]
     assert row["just after the switch"].value == 10  # the first task begins with no switch
     assert row["at its end"].value == 60
@@ -286,7 +287,7 @@ def test_metrics_that_are_missing(tmp_path):
     assert set(rows) == {"fire"}
     assert rows["fire"]["effective rank"].value == 4
     (picture,) = draw_curves(experiment)
-    assert picture.png.startswith(b"\x89PNG")
+    assert picture.files["png"].startswith(b"\x89PNG")
 
 
 def test_human_normalised_scores_by_game(tmp_path):
@@ -305,7 +306,10 @@ def test_human_normalised_scores_by_game(tmp_path):
     assert rows["fire"]["optimality gap"].value == pytest.approx(0.25)
     assert rows["fire"]["P(better than none)"].value == 1
     (games,) = [one for one in make_tables(experiment, "mean") if one.name == "games"]
-    cells = {(row[0], row[1]): (row[3].value, row[4].value) for row in games.rows}
+    cells = {
+        (row["game"], row["arm"]): (row["return"].value, row["human-normalised"].value)
+        for row in games.rows
+    }
     assert cells["ALE/Pong-v5", "fire"] == (pytest.approx(-3.05), pytest.approx(0.5))
     assert return_curve(experiment, "fire").values[50] == pytest.approx(0.75)
     assert return_curve(experiment, "fire", "ALE/Pong-v5").values[50] == pytest.approx(-3.05)
@@ -344,7 +348,7 @@ def test_names_may_be_anything(tmp_path):
         write_run(tmp_path / name / "s0", constant((1000, 10.0)))
     experiment = compare(tmp_path)
     tables = make_tables(experiment, "mean")
-    picture = draw_scores(experiment, tables[0], {name: [10.0] for name in experiment.arms})
+    picture = draw_scores(experiment, tables[0], "mean")
     page = make_page("<i>", "<i>", ["<i>"], tables, [picture])
     assert "<i>" not in page
     assert "<b>&amp;" not in page
@@ -413,7 +417,7 @@ def test_markdown_without_padding():
 def test_tables_show_four_digits_and_keep_all():
     cells = ("a", 12345, 0.123456789, Estimate(1234.5, 1000, 2000), math.nan, Estimate(math.nan))
     columns = ("name", "count", "share", "score", "nothing", "none")
-    one = Table("t", "T", "about", columns, (cells,))
+    one = Table("t", "T", "about", [dict(zip(columns, cells, strict=True))])
     assert [show(cell) for cell in cells] == [
         "a", "12,345", "0.1235", "1,234 [1,000, 2,000]", "–", "–",
     ]  # fmt: skip
@@ -448,8 +452,8 @@ def test_the_same_picture_is_the_same_file(tmp_path):
     write_run(tmp_path / "fire" / "s0", constant((1000, 10.0)))
     experiment = compare(tmp_path)
     (first,), (second,) = (draw_curves(experiment) for _ in range(2))
-    assert first.svg == second.svg
-    assert first.png == second.png
+    assert first.files is not second.files
+    assert first.files == second.files
 
 
 def test_the_command(tmp_path):

@@ -22,9 +22,8 @@ from fire_rl.reports.measures import score
 from fire_rl.reports.runs import (
     arm_and_seed,
     by_rule,
-    check_rules,
     find_runs,
-    parse_rule,
+    read_rules,
     read_run,
 )
 from fire_rl.runs.readers import read_events, read_scalars
@@ -138,14 +137,16 @@ def test_arms_and_seeds(tmp_path, path, config, expected):
 
 
 def test_a_user_may_say_it(tmp_path):
-    rules = [parse_rule("slow=lr_1e-4/s*", "--arm"), parse_rule("all=*", "--arm")]
+    paths = [tmp_path / "lr_1e-4" / "s2"]
+    rules = read_rules(["slow=lr_1e-4/s*", " all = *"], "--arm", paths)
+    assert rules == [("slow", "lr_1e-4/s*"), ("all", "*")]
     assert arm_and_seed(tmp_path / "lr_1e-4" / "s2", {}, rules) == ("slow", 2)
     assert arm_and_seed(tmp_path / "lr_1e-3" / "s2", {}, rules) == ("all", 2)
     assert by_rule(tmp_path / "xlr_1e-4" / "s2", rules[:1]) is None
     with pytest.raises(ValueError, match=r"`--arm` must be NAME=GLOB.* got 'slow'"):
-        parse_rule("slow", "--arm")
+        read_rules(["slow"], "--arm", paths)
     with pytest.raises(ValueError, match=r"`--arm slow=lr_1e-4/s\*` matches none"):
-        check_rules([tmp_path / "fire"], rules[:1], "--arm")
+        read_rules(["slow=lr_1e-4/s*"], "--arm", [tmp_path / "fire"])
 
 
 def test_trunks_and_checkpoints_are_no_runs(tmp_path):
