@@ -130,17 +130,14 @@ def make_tables(experiment: Experiment, kind: str) -> list[Table]:
 
 
 def _lead(experiment: Experiment) -> str:
-    arms, runs = len(experiment.arms), len(experiment.runs)
+    counts = {"run": len(experiment.runs), "arm": len(experiment.arms)}
+    what = " of ".join(f"{count} {word}{'s' * (count > 1)}" for word, count in counts.items())
     settings = sorted({run.setting for run in experiment.runs if run.env}) or ["not recorded"]
-    parts = [
-        f"{runs} run{'s' * (runs > 1)} of {arms} arm{'s' * (arms > 1)}, {experiment.end:,} steps "
-        "each.",
-        f"Environment: {'; '.join(settings)}.",
-        f"The return is taken from {experiment.source}.",
-    ]
-    if experiment.control is not None:
-        parts.append(f"The control is {experiment.control}.")
-    return " ".join(parts)
+    control = "" if experiment.control is None else f" The control is {experiment.control}."
+    return (
+        f"{what}, {experiment.end:,} steps each. Environment: {'; '.join(settings)}. "
+        f"The return is taken from {experiment.source}.{control}"
+    )
 
 
 def _numbers(experiment: Experiment, tables: Sequence[Table], kind: str) -> dict[str, Any]:
