@@ -76,10 +76,10 @@ def write_report(
             threshold, or the human score on Atari.
         floor: Return that counts as nothing; by default 0, or that of random play on Atari.
         until: Last step that counts; by default the last one of the shortest run.
-        arms: Name of the arm of all runs whose path ends with a pattern, for example
-            ``slow=lr_1e-4/s*``. Can be given several times.
-        envs: Environment of all runs whose path ends with a pattern, for runs that do not record
-            it. Can be given several times.
+        arms: ``NAME=GLOB``, for example ``slow=lr_1e-4/s*``: all runs whose path ends with the
+            pattern GLOB belong to the arm NAME. Several are possible.
+        envs: ``NAME=GLOB``: all runs whose path ends with the pattern GLOB have the environment
+            NAME; for runs that do not record it. Several are possible.
         title: Heading of the page.
 
     Raises:
