@@ -13,7 +13,8 @@ from fire_rl.interventions import CONTROL
 from fire_rl.reports import measures
 from fire_rl.reports.experiment import Experiment
 from fire_rl.reports.figures import COLOURS, GREY, Picture, Style, log_scale, shorten, styles
-from fire_rl.reports.measures import CURVES, Array, Curve, Layer, LayerEvent, layer_events, median
+from fire_rl.reports.measures import CURVES, Curve, Layer, LayerEvent, layer_events, median
+from fire_rl.reports.statistics import Array
 
 _MARKS = 60  # more events than this are drawn as fine strokes
 _PANELS = 24  # layers in a picture
@@ -114,8 +115,7 @@ def _mark_events(axis: Any, experiment: Experiment, arms: Mapping[str, Style]) -
     row = 0
     for arm, style in arms.items():
         events = [event for run in experiment.of(arm) for event in run.events]
-        steps = {int(event["num_timesteps"]) for event in events
-                 if event.get("intervention") != CONTROL}  # fmt: skip
+        steps = {int(e["num_timesteps"]) for e in events if e.get("intervention") != CONTROL}
         steps = {step for step in steps if step <= experiment.end}
         if steps:
             axis.plot(
@@ -179,23 +179,28 @@ def draw_surgery(experiment: Experiment) -> list[Picture]:
             for key, events in layers.items()
         }
         if any(known.values()):
-            name = f"spectrum_{len(found)}_{re.sub('[^a-zA-Z0-9]+', '-', arm)}"
-            found.append(_spectra(name, arm, {key: own for key, own in known.items() if own}))
+            layers = {key: own for key, own in known.items() if own}
+            found.append(_spectra(len(found), arm, layers))
     return found
 
 
-def _spectra(name: str, arm: str, layers: Layers) -> Picture:
+def _spectra(number: int, arm: str, layers: Layers) -> Picture:
     """Draw the singular values of each layer before and after."""
+
+    def draw(axis: Any, values: Sequence[float], **style: Any) -> None:
+        array = np.array(values, float)
+        place = np.linspace(0, 1, len(array)) if len(array) > 1 else np.array([0.5])
+        axis.plot(place, np.where(array > 0, array, np.nan), **style)  # a log axis has no 0
 
     def panel(axis: Any, key: Layer) -> None:
         for label, colour, line in (("before", COLOURS[0], "-"), ("after", COLOURS[1], "--")):
             spectra = [event[f"spectrum_{label}"] for event in layers[key]]
             for values in spectra[:: 1 + len(spectra) // _FAINT]:
-                _spectrum(axis, values, color=colour, lw=0.6, alpha=0.35)
+                draw(axis, values, color=colour, lw=0.6, alpha=0.35)
             if len({len(values) for values in spectra}) == 1:
                 middle = [median(column) for column in zip(*spectra, strict=True)]
                 marker = "o" if len(middle) == 1 else None
-                _spectrum(axis, middle, color=colour, lw=2, ls=line, label=label, marker=marker)
+                draw(axis, middle, color=colour, lw=2, ls=line, label=label, marker=marker)
         axis.axhline(1, color=GREY, lw=0.8, ls=":")
         log_scale(axis)
         axis.set_xlim(-0.04, 1.04)
@@ -208,15 +213,9 @@ def _spectra(name: str, arm: str, layers: Layers) -> Picture:
         "to the smallest: thick the median over all events of all runs, thin single events. At the "
         "dotted line the layer is an isometry."
     )
+    name = f"spectrum_{number}_{re.sub('[^a-zA-Z0-9]+', '-', arm)}"
     title = f"Singular values before and after: {arm}"
     return _panels(name, title, caption, list(layers), panel, "singular value")
-
-
-def _spectrum(axis: Any, values: Sequence[float], **kwargs: Any) -> None:
-    """Draw singular values; a log axis has no place for those that are 0."""
-    array = np.array(values, float)
-    place = np.linspace(0, 1, len(array)) if len(array) > 1 else np.array([0.5])
-    axis.plot(place, np.where(array > 0, array, np.nan), **kwargs)
 
 
 def _trade_off(by_arm: Mapping[str, Layers], style_of: Mapping[str, Style]) -> Picture:

@@ -106,8 +106,7 @@ def make_experiment(
     folder = os.path.commonpath([run.path.parent for run in runs])
     runs = [replace(run, label=str(run.path.relative_to(folder))) for run in runs]
     games = _check_environments(runs)
-    _check_seeds(runs)
-    _check_settings(runs)
+    _check_arms(runs)
     source = _common_source(runs)
     end = _check_length(runs, until)
     arms = sorted(dict.fromkeys(run.arm for run in runs), key=lambda arm: arm != CONTROL)
@@ -116,8 +115,7 @@ def make_experiment(
         arms.sort(key=lambda arm: arm != control)
     elif CONTROL in arms and len(arms) > 1:
         control = CONTROL
-    branches = {run.branch_step for run in runs}
-    start = branches.pop() if len(branches) == 1 else None
+    start = runs[0].branch_step if len({run.branch_step for run in runs}) == 1 else None
     tasks = runs[0].tasks
     atari = bool(games) and all(map(atari_game, games))
     human = atari and tasks is None and target is None and floor is None
@@ -180,8 +178,8 @@ def _check_environments(runs: Sequence[Run]) -> list[str]:
     return sorted(arms)
 
 
-def _check_seeds(runs: Sequence[Run]) -> None:
-    """Raise ValueError where an arm has a seed twice."""
+def _check_arms(runs: Sequence[Run]) -> None:
+    """Raise ValueError where an arm has a seed twice, or holds different methods."""
     for (arm, env, seed), own in _group(runs, lambda run: (run.arm, run.env, run.seed)).items():
         if len(own) > 1:
             raise ValueError(
@@ -189,10 +187,6 @@ def _check_seeds(runs: Sequence[Run]) -> None:
                 f"{', '.join(run.label for run in own)}. A run counts once. Name the arms with "
                 "--arm NAME=GLOB, or put runs into <arm>/s<seed>."
             )
-
-
-def _check_settings(runs: Sequence[Run]) -> None:
-    """Raise ValueError where one arm holds different methods."""
     for arm, own in _group(runs, lambda run: run.arm).items():
         known = [(run, _flat(run.config)) for run in own if run.config]
         for (first, one), (run, other) in itertools.pairwise(known):

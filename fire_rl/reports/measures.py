@@ -9,16 +9,14 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fire_rl.metrics.registry import Shown
 from fire_rl.reports.experiment import Experiment, atari_game, atari_scores
 from fire_rl.reports.runs import Run
-from fire_rl.reports.statistics import bootstrap_band, bootstrap_interval, iqm, normalise
+from fire_rl.reports.statistics import Array, bootstrap_band, bootstrap_interval, iqm, normalise
 from fire_rl.runs.readers import Series
 from fire_rl.runs.recovery import Recovery, recovery
 
-Array = NDArray[np.float64]
 Values = Sequence[float] | Array
 Layer = tuple[str, str]  # a layer's network and name
 LayerEvent = Mapping[str, Any]  # what an event did to a layer, as its report says
@@ -56,8 +54,8 @@ class Estimate:
 
 def shown(value: float) -> str:
     """Return a number with four digits and with commas, a dash if it is not known."""
-    if not np.isfinite(value):
-        return DASH if np.isnan(value) else str(value)
+    if np.isnan(value):
+        return DASH
     size = abs(value)
     if size >= 1000:
         return f"{value:,.0f}"
@@ -99,10 +97,7 @@ def _interpolated(means: Array, outside: float | None = None) -> Array:
 
 
 def _run_bins(run: Run, experiment: Experiment) -> Array:
-    """Return the mean return in each of the equal bins from which scores are made.
-
-    100 of them, or 24 per complete task.
-    """
+    """Return the mean return in each of the bins of scores: 100, or 24 per complete task."""
     borders, count = np.array([experiment.start, experiment.end]), BINS
     if experiment.period is not None and (tasks := experiment.tasks):
         borders, count = experiment.period * np.arange(tasks.start, tasks.stop + 1), TASK_BINS
@@ -196,10 +191,8 @@ def _binned_curve(
 
 def _curve(steps: Array, runs: Sequence[tuple[str | None, Array]]) -> Curve:
     """Return the curve of runs, each with its game: their interquartile mean at each step."""
-    by_game: dict[str, list[Array]] = {}
-    for game, values in runs:
-        by_game.setdefault(str(game), []).append(values)
-    scores = {game: np.transpose(curves) for game, curves in by_game.items()}
+    games = dict.fromkeys(str(game) for game, _ in runs)
+    scores = {one: np.transpose([v for game, v in runs if str(game) == one]) for one in games}
     return Curve(steps, iqm(scores), *bootstrap_band(iqm, scores))
 
 
@@ -230,9 +223,8 @@ def task_values(experiment: Experiment, arm: str) -> dict[str, Array]:
                  for k in experiment.tasks]  # fmt: skip
         evaluated = [returns[-1] if returns else np.nan for returns in lines]
         earlier = [np.mean(returns[:-1]) if returns[1:] else np.nan for returns in lines]
-        found.append(
-            [bins.mean(axis=1), after, bins[:, -TASK_BINS // 4 :].mean(axis=1), evaluated, earlier]
-        )
+        end = bins[:, -TASK_BINS // 4 :].mean(axis=1)
+        found.append([bins.mean(axis=1), after, end, evaluated, earlier])
     return dict(zip(TASK_PHASES, np.transpose(np.array(found), (1, 2, 0)), strict=True))
 
 

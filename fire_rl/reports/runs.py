@@ -68,14 +68,14 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
         ValueError: If there is no run at or below one.
     """
     found: dict[Path, None] = {}
-    for given in paths:
-        path = Path(given)
+    for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"There is no folder {path}.")
         if not path.is_dir():
             raise ValueError(f"{path} is a file; give the run folder that it is in.")
         here = list(_folders_with_data(path.resolve()))
-        runs = [folder for folder in here if not _is_trunk(folder)]
+        # s<seed>/trunk is the run that an experiment's arms branch off.
+        runs = [p for p in here if p.name != layout.TRUNK or not _SEED.fullmatch(p.parent.name)]
         if not runs:
             raise ValueError(_no_run(path, here))
         found |= dict.fromkeys(runs)
@@ -90,11 +90,6 @@ def _folders_with_data(root: Path) -> Iterator[Path]:
             yield Path(name)
 
 
-def _is_trunk(path: Path) -> bool:
-    """Whether a folder is the run that an experiment's arms branch off: ``s<seed>/trunk``."""
-    return path.name == layout.TRUNK and _SEED.fullmatch(path.parent.name) is not None
-
-
 def _no_run(path: Path, trunks: Sequence[Path]) -> str:
     if trunks:
         return f"{path} holds trunks only, whose arms have not been trained yet: {trunks[0]}."
@@ -106,9 +101,7 @@ def _no_run(path: Path, trunks: Sequence[Path]) -> str:
     )
 
 
-def read_runs(
-    paths: Sequence[str | Path], arms: Sequence[str] = (), envs: Sequence[str] = ()
-) -> list[Run]:
+def read_runs(paths: Sequence[str | Path], arms: Sequence[str], envs: Sequence[str]) -> list[Run]:
     """Find and read runs; see :func:`~fire_rl.reports.write_report` for the arguments."""
     found = find_runs(paths)
     rules = read_rules(arms, "--arm", found), read_rules(envs, "--env", found)

@@ -197,8 +197,7 @@ def _matrix(scores: Scores) -> Array:
 def _resample(arm: Array, reps: int, generator: np.random.Generator) -> Array:
     """Resample the runs of each task: ``(reps, ..., runs, tasks)``."""
     *_, runs, tasks = arm.shape
-    known_at = np.isfinite(arm).reshape(-1, runs, tasks)
-    present = np.asarray(known_at.any(axis=0))
+    present = np.asarray(np.isfinite(arm).reshape(-1, runs, tasks).any(axis=0))
     drawn = np.full((reps, *arm.shape), np.nan)
     for task in range(tasks):
         known = np.flatnonzero(present[:, task])

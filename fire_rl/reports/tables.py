@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fire_rl.reports import measures
 from fire_rl.reports.experiment import Experiment
-from fire_rl.reports.measures import (
-    DASH,
-    METRICS,
-    Estimate,
-    estimate,
-    known_mean,
-    shown,
-)
+from fire_rl.reports.measures import DASH, METRICS, Estimate, estimate, known_mean, shown
 from fire_rl.reports.runs import method_of
 from fire_rl.reports.statistics import iqm, mean, optimality_gap, probability_of_improvement
 from fire_rl.runs.layout import CONTINUAL
@@ -76,8 +69,8 @@ class Table:
         return all(isinstance(row[column], str) for row in self.rows)
 
     def without_empty_columns(self) -> Table:
-        """Leave out the columns in which no row has a value."""
-        kept = [name for name in self.columns if not all(_is_empty(row[name]) for row in self.rows)]
+        """Leave out the columns that show no value in any row."""
+        kept = [n for n in self.columns if any(show(row[n]) != DASH for row in self.rows)]
         return replace(self, rows=[{name: row[name] for name in kept} for row in self.rows])
 
     def to_markdown(self) -> str:
@@ -153,11 +146,6 @@ def show(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else shown(cell)
 
 
-def _is_empty(cell: Cell) -> bool:
-    value = cell.value if isinstance(cell, Estimate) else cell
-    return value == "" if isinstance(value, str) else math.isnan(value)
-
-
 def scores_table(experiment: Experiment, kind: str) -> Table:
     """Return the arms' scores, and how they compare with the control's."""
     human, control = experiment.human, experiment.control
@@ -200,15 +188,12 @@ def _normalised_gap(scores: Any, floor: float, target: float) -> Any:
 
 def games_table(experiment: Experiment, kind: str) -> Table:
     """Return the scores game by game, raw and human-normalised."""
-    raw, normal = (
-        {arm: measures.scores_by_game(experiment, arm, kind, human) for arm in experiment.arms}
-        for human in (False, True)
-    )
     rows: list[dict[str, Cell]] = []
     for game, arm in itertools.product(experiment.games, experiment.arms):
-        own, normalised = raw[arm][game], normal[arm][game]
-        row: dict[str, Cell] = {"game": game, "arm": arm, "runs": len(own)}
-        row |= {"return": estimate(iqm, own), "human-normalised": estimate(iqm, normalised)}
+        raw, normal = (measures.scores_by_game(experiment, arm, kind, human)[game]
+                       for human in (False, True))  # fmt: skip
+        row: dict[str, Cell] = {"game": game, "arm": arm, "runs": len(raw)}
+        row |= {"return": estimate(iqm, raw), "human-normalised": estimate(iqm, normal)}
         rows.append(row)
     about = f"Interquartile means over the runs of one game. {_INTERVAL}"
     return Table("games", "Games", about, rows)
@@ -232,11 +217,9 @@ def task_tables(experiment: Experiment) -> list[Table]:
         f"at its end: the last quarter. Evaluated: by episodes of their own ({CONTINUAL}). "
         f"{_INTERVAL}"
     )
+    changing = Table("continual", "Changing tasks", about, means)
     again = f"As above, task by task. {_INTERVAL}"
-    return [
-        Table("continual", "Changing tasks", about, means),
-        Table("tasks", "Task by task", again, single),
-    ]
+    return [changing, Table("tasks", "Task by task", again, single)]
 
 
 def recovery_table(
@@ -296,7 +279,7 @@ def plasticity_table(experiment: Experiment) -> Table:
             for metric, title in METRICS.items():
                 logged = measures.logged(experiment, arm, measures.plasticity_tag(role, metric))
                 cells[title] = estimate(iqm, [known_mean(one.values) for _, one in logged])
-            if not all(map(_is_empty, cells.values())):
+            if any(show(cell) != DASH for cell in cells.values()):
                 rows.append({"network": role, "arm": arm, **cells})
     about = (
         "Mean of all measurements of a run, interquartile mean over runs. DfI is the deviation "

@@ -76,10 +76,10 @@ def write_report(
             threshold, or the human score on Atari.
         floor: Return that counts as nothing; by default 0, or that of random play on Atari.
         until: Last step that counts; by default the last one of the shortest run.
-        arms: Name of the arm of all runs whose path ends with a pattern, for example
-            ``slow=lr_1e-4/s*``. Can be given several times.
-        envs: Environment of all runs whose path ends with a pattern, for runs that do not record
-            it. Can be given several times.
+        arms: ``NAME=GLOB``, for example ``slow=lr_1e-4/s*``: all runs whose path ends with the
+            pattern GLOB belong to the arm NAME. Several are possible.
+        envs: ``NAME=GLOB``: all runs whose path ends with the pattern GLOB have the environment
+            NAME; for runs that do not record it. Several are possible.
         title: Heading of the page.
 
     Raises:
@@ -130,17 +130,14 @@ def make_tables(experiment: Experiment, kind: str) -> list[Table]:
 
 
 def _lead(experiment: Experiment) -> str:
-    arms, runs = len(experiment.arms), len(experiment.runs)
+    counts = {"run": len(experiment.runs), "arm": len(experiment.arms)}
+    what = " of ".join(f"{count} {word}{'s' * (count > 1)}" for word, count in counts.items())
     settings = sorted({run.setting for run in experiment.runs if run.env}) or ["not recorded"]
-    parts = [
-        f"{runs} run{'s' * (runs > 1)} of {arms} arm{'s' * (arms > 1)}, {experiment.end:,} steps "
-        "each.",
-        f"Environment: {'; '.join(settings)}.",
-        f"The return is taken from {experiment.source}.",
-    ]
-    if experiment.control is not None:
-        parts.append(f"The control is {experiment.control}.")
-    return " ".join(parts)
+    control = "" if experiment.control is None else f" The control is {experiment.control}."
+    return (
+        f"{what}, {experiment.end:,} steps each. Environment: {'; '.join(settings)}. "
+        f"The return is taken from {experiment.source}.{control}"
+    )
 
 
 def _numbers(experiment: Experiment, tables: Sequence[Table], kind: str) -> dict[str, Any]:

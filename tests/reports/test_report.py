@@ -11,11 +11,13 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 import yaml
 
 from fire_rl.cli import main as fire_rl
+from fire_rl.files.flags import documented
 from fire_rl.reports import recovery_table, write_report
 from fire_rl.reports.curves import draw_curves, draw_games
 from fire_rl.reports.experiment import make_experiment
@@ -454,6 +456,29 @@ def test_the_same_picture_is_the_same_file(tmp_path):
     (first,), (second,) = (draw_curves(experiment) for _ in range(2))
     assert first.files is not second.files
     assert first.files == second.files
+
+
+def test_settings_of_matplotlib_change_no_picture(tmp_path):
+    write_run(tmp_path / "fire" / "s0", constant((1000, 10.0)))
+    experiment = compare(tmp_path)
+    (expected,) = draw_curves(experiment)
+    assert expected.files
+    with matplotlib.rc_context({"figure.facecolor": "red", "font.size": 30, "lines.marker": "o"}):
+        (found,) = draw_curves(experiment)
+        assert found.files == expected.files
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_the_flags_are_the_arguments_of_write_report(capfd):
+    """Their help is its docstring's."""
+    with pytest.raises(SystemExit):
+        fire_rl(["report", "--help"])
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capfd.readouterr().out).split())
+    for name, help_text in documented(write_report).items():
+        flag = "RUNS [RUNS ...]" if name == "runs" else f"--{name.removesuffix('s')} "
+        assert flag in text
+        assert len(help_text.split()) > 3
+        assert help_text in text
 
 
 def test_the_command(tmp_path):

@@ -176,9 +176,21 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     assert 0.87 <= hits / 200 <= 0.98
 
 
+def test_tasks_by_name_may_have_leading_axes():
+    """Curves of two tasks with three and two runs, as one array with a run that is missing."""
+    array = np.random.default_rng(4).normal(size=(5, 3, 2))
+    array[:, 2, 1] = np.nan
+    by_name = {"a": array[..., 0], "b": array[:, :2, 1]}
+    assert iqm(by_name).tolist() == iqm(array).tolist()
+    bands = (bootstrap_band(iqm, scores, reps=50) for scores in (by_name, array))
+    np.testing.assert_array_equal(*bands)
+    assert math.isnan(iqm({}))
+
+
 def test_normalised_scores():
     assert normalise([0.0, 50.0, 100.0], 0, 50).ravel().tolist() == [0, 1, 2]
     assert normalise([-500.0, -100.0], -500, -100).ravel().tolist() == [0, 1]
+    assert normalise(25.0, 0, 50) == 0.5
     with pytest.raises(ValueError, match="`target` must lie above the floor 0, got -100"):
         normalise([-200.0], 0, -100)
 
