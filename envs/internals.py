@@ -1,4 +1,4 @@
-"""The one place that knows private names of gymnasium's and ale-py's environments."""
+"""The one place that knows private names of single environments: ale-py's and MuJoCo's."""
 
 from __future__ import annotations
 

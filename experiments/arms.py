@@ -31,10 +31,10 @@ from fire_rl.interventions import CONTROL, INTERVENTIONS
 from fire_rl.reports import recovery_table
 from fire_rl.runs import layout
 from fire_rl.runs.episodes import read_episodes
+from fire_rl.runs.readers import read_events
 from fire_rl.runs.recovery import recovery
-from fire_rl.sb3.loggers import append_json
 from fire_rl.schedules import Threshold, make_schedule
-from fire_rl.utils.jsonable import without_nan
+from fire_rl.utils.jsonable import append_json, without_nan
 
 COMPARED = ("gain", "plateau_gain", "dip_below_control", "steps_to_reach_control")
 
@@ -127,7 +127,7 @@ def resolve_arms(config: RunConfig, names: str) -> dict[str, Any]:
     """Return what each arm does.
 
     Args:
-        config: Its ``arms`` are known by their names, and so is every intervention.
+        config: A name may be one of its ``arms`` or any registered intervention.
         names: Separated by commas.
 
     Raises:
@@ -220,10 +220,8 @@ def _essence(config: RunConfig) -> dict[str, Any]:
 def summarise(root: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
     """Measure every arm's recovery, write ``recovery.json`` and ``recovery.md``; return the table.
 
-    What compares an arm with the control goes to the arm's ``interventions.jsonl`` and TensorBoard
-    too.
-
-    Seeds of earlier calls are in it too, as far as all arms are finished.
+    The comparison of an arm with the control is also written to the arm's ``interventions.jsonl``
+    and TensorBoard. Seeds of earlier calls are included if all their arms are finished.
     """
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
     rows = []
@@ -264,9 +262,6 @@ def _record(folder: RunFolder, arm: str, step: int, numbers: Mapping[str, float]
 
 def _policy_change(folder: RunFolder) -> dict[str, float]:
     """Return what the first event did to the policy's answers on the probe."""
-    log = folder.interventions
-    if not log.exists():  # a threshold that was never crossed
-        return {}
-    first = json.loads(log.read_text(encoding="utf-8").partition("\n")[0])
-    change: dict[str, float] = first.get("policy_change", {})
+    events = read_events(folder.path)  # none: a threshold that was never crossed
+    change: dict[str, float] = events[0].get("policy_change", {}) if events else {}
     return change

@@ -111,7 +111,7 @@ def plasticity_callbacks(
     if config.metrics is not None:
         metrics = PlasticityMetricsCallback(**config.metrics.model_dump(), verbose=int(verbose))
         callbacks.append(metrics)
-    # Without any, the control: it keeps the episodes, and what a branch needs of the beginning.
+    # With none, the control: it records episodes and the initial weights, which branches need.
     given = callback_arguments(config.intervention, config.schedule) or [{"intervention": CONTROL}]
     for arguments in given:
         callback = InterventionCallback(**arguments, log_dir=folder.path, verbose=1)
@@ -123,7 +123,7 @@ def plasticity_callbacks(
 def evaluation_callbacks(
     config: RunConfig, folder: RunFolder
 ) -> tuple[list[BaseCallback], list[VecEnv]]:
-    """Build what follows the tasks and what evaluates, and the environments for it."""
+    """Build the callbacks of tasks and evaluations, and the environments for these."""
     callbacks: list[BaseCallback] = []
     eval_envs: list[VecEnv] = []
     if config.eval is not None:
@@ -163,7 +163,7 @@ def task_evaluation(config: RunConfig, folder: RunFolder) -> TaskEvaluation:
 
 
 def checkpoint_callbacks(config: RunConfig, folder: RunFolder) -> Sequence[BaseCallback]:
-    """Build the callback that saves checkpoints; it stands last, behind all that it is to save."""
+    """Build the callback that saves checkpoints: the last one, after all whose state it saves."""
     checkpoint = config.checkpoint
     if checkpoint is None and config.branch is not None:  # a branch needs it to begin
         checkpoint = Checkpoint(every=config.total_timesteps)

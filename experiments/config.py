@@ -61,8 +61,8 @@ class Metrics(Section):
 class Evaluation(Section):
     """Periodic evaluation: the best model is kept. Steps are environment steps over all copies.
 
-    The defaults are rl_zoo3's. ``deterministic`` null is its rule too: stochastic on Atari, where
-    a deterministic policy can be caught in a loop, deterministic elsewhere.
+    The defaults are rl_zoo3's. ``deterministic`` null follows it, too: stochastic on Atari, where a
+    deterministic policy can be caught in a loop, deterministic elsewhere.
     """
 
     every: Count = 25_000
@@ -74,7 +74,7 @@ class Evaluation(Section):
 class Checkpoint(Section):
     """All that a run needs to go on exactly; ``keep_last`` null keeps every one.
 
-    The default costs a run of 100,000 steps nothing but the save that Ctrl-C makes.
+    With the default, a run of less than 100,000 steps saves a checkpoint only when it is stopped.
     """
 
     every: Count = 100_000
@@ -84,9 +84,9 @@ class Checkpoint(Section):
 class Tasks(Section):
     """How the environment changes while the agent trains, and every how many steps.
 
-    Values that are null are the change's own defaults; those of other changes are faults. With
-    ``evaluate_earlier`` the policy is evaluated at the end of each task, on it and on at most so
-    many earlier ones; null for no such evaluation.
+    Values that are null are the change's own defaults; an option of another kind of change is an
+    error. With ``evaluate_earlier`` the policy is evaluated at the end of each task, on it and on
+    at most so many earlier ones; null for no such evaluation.
     """
 
     change: str

@@ -165,7 +165,7 @@ def read_configs(args: Args) -> list[RunConfig]:
 
 
 def overridden(values: Mapping[str, Any], args: Args) -> dict[str, Any]:
-    """Return a run's values with the flags applied; when it intervened does not count any more.
+    """Return a run's values with the flags applied, and without its own schedules.
 
     Raises:
         ConfigError: With every flag that is wrong.

@@ -50,7 +50,7 @@ def callback_arguments(
 
 
 def check_intervention(value: Any) -> Any:
-    """Check everything about interventions but their schedules' being there.
+    """Check interventions; :func:`check_schedule` checks that each has a schedule.
 
     Raises:
         ValueError: With one line for every fault.
@@ -109,7 +109,7 @@ def check_arm_name(name: str) -> None:
 
 
 def at_step(intervention: Any, step: int) -> list[Entry]:
-    """Return entries that act in a run from a step on: those without a schedule, there and once."""
+    """Return the entries; those without a schedule act once, at ``step``."""
     once: Entry = {"schedule": {"at": [step]}}
     return [
         entry if "schedule" in entry else {k: v for k, v in entry.items() if k != "unit"} | once
@@ -166,7 +166,7 @@ def each(make: Callable[[Any], Any], specs: Sequence[Any]) -> list[str]:
 
 
 def _parts(schedule: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return schedules that are right but for one key, or for one line that a metric crosses."""
+    """Return a test schedule for each given key, so that every wrong key is reported."""
     given = {key: value for key, value in schedule.items() if value is not None}
     if "metric" in given:
         line = {k: v for k, v in given.items() if k in ("metric", "above", "below")}

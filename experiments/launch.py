@@ -9,7 +9,7 @@ from experiments.config import RunConfig, dump_yaml, parse_config
 from experiments.flags import Args, check_combination, overridden, read_configs
 from experiments.folder import RunFolder, default_path
 from experiments.interventions import check_arm_name, entries, names
-from experiments.outcome import USER_ERRORS, report
+from experiments.outcome import USER_ERRORS, report_error
 from experiments.plain_yaml import ConfigError, read_yaml
 from experiments.training import train
 from experiments.watch import watch
@@ -34,7 +34,7 @@ def launch(args: Args) -> int:
             if args.resume is None:
                 folder.check_free()
     except USER_ERRORS as error:
-        return report(error, args)
+        return report_error(error, args)
     for config, folder in plan:
         ending = train(config, folder, args)
         if ending != 0:

@@ -1,4 +1,4 @@
-"""What a run came to, in words and numbers; and what was wrong when it did not begin."""
+"""Results and summary of a run; and how errors are printed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fire_rl.sb3.internals import steps_at_start
 USER_ERRORS = (ValueError, ImportError, OSError, CheckpointError)
 
 
-def report(error: Exception, args: Args) -> int:
+def report_error(error: Exception, args: Args) -> int:
     """Say what is wrong; return the exit code.
 
     Args:

@@ -44,9 +44,9 @@ class TaskCallback(BaseCallback):
 class TaskEvaluation(BaseCallback):
     """Evaluate the policy at the end of each task, on it and on earlier ones.
 
-    At the step that completes a task; the update from its last rollout, and an intervention, come
-    after it. Training goes on as if nothing had happened: environments and random numbers are its
-    own. Every evaluation begins with the same seeds, so that two of them differ by the policy.
+    It runs at the last step of a task, before the last update and before any intervention. Training
+    is not changed: environments and random numbers of the evaluation are its own. Every evaluation
+    begins with the same seeds, so that two of them differ by the policy only.
 
     Logged at that step: ``continual/return_task_<k>`` for each task evaluated,
     ``continual/return_current`` and ``continual/return_earlier`` (the mean). ``continual.csv`` in
@@ -141,7 +141,7 @@ def tasks_to_evaluate(trained: int, limit: int, recurring: int | None = None) ->
     Args:
         trained: The task that is complete.
         limit: How many earlier ones at most: evenly spaced from the last to the first.
-        recurring: After how many tasks they come back; those count by their first numbers.
+        recurring: The tasks repeat after so many; a repeated one is logged under its first number.
     """
     current = trained if recurring is None else trained % recurring
     seen = trained if recurring is None else min(trained, recurring)

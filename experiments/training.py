@@ -13,7 +13,7 @@ from experiments.build import Run, build
 from experiments.config import RunConfig
 from experiments.flags import Args
 from experiments.folder import RunFolder, record_outcome
-from experiments.outcome import print_summary, report, results
+from experiments.outcome import print_summary, report_error, results
 from fire_rl import RunCheckpointCallback, TrainingStopped
 
 
@@ -23,14 +23,14 @@ def train(config: RunConfig, folder: RunFolder, args: Args) -> int:
     try:
         run = build(config, folder, args)
     except Exception as error:  # SB3 and the environments refuse bad values in many ways
-        return report(error, args)
+        return report_error(error, args)
     try:
         return learn(run, args)
     except Exception as error:
         if run.model.num_timesteps > 0 or resuming:
             raise
         shutil.rmtree(folder.path)  # nothing was learned, nothing is lost
-        return report(error, args)
+        return report_error(error, args)
 
 
 def learn(run: Run, args: Args) -> int:
@@ -83,7 +83,7 @@ def learn(run: Run, args: Args) -> int:
 
 @contextlib.contextmanager
 def stopping(run: Run) -> Iterator[list[int]]:
-    """Let Ctrl-C and SIGTERM save a checkpoint first, at the next moment at which it is exact.
+    """Let Ctrl-C and SIGTERM save a checkpoint first, at the next rollout start, where it is exact.
 
     A second signal stops at once. Yields the signals that came.
     """

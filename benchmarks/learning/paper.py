@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.common import ROOT, write_result
 from fire_rl.runs import layout
+from fire_rl.runs.readers import read_events
 
 ARMS = {
     "dqn_minatar": (
@@ -46,7 +47,7 @@ def summarise(root: Path) -> dict[str, Any]:
     rows = json.loads((root / layout.RECOVERY).read_text())
     for row in rows:
         folder = layout.arm_folder(root, row["seed"], row["arm"])
-        first = json.loads((folder / layout.INTERVENTIONS).read_text().splitlines()[0])
+        first = read_events(folder)[0]
         row["before_after"] = {
             role: {metric: [first["before"][role][metric], first["after"][role][metric]]
                    for metric in first["before"][role]}

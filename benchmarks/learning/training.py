@@ -30,6 +30,7 @@ from experiments.build import make_env
 from experiments.config import parse_config
 from experiments.plain_yaml import read_yaml
 from fire_rl.runs import layout
+from fire_rl.runs.readers import read_events
 
 COMMON = [
     "--total-timesteps", "100000", "--every", "40000",
@@ -83,8 +84,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     with (folder / layout.PROGRESS).open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
     evaluations = np.load(folder / layout.EVALUATIONS)
-    lines = map(json.loads, (folder / layout.INTERVENTIONS).read_text().splitlines())
-    events = [line for line in lines if "networks" in line]  # the others tell of recovery
+    events = read_events(folder)
     environment = json.loads((folder / layout.ENVIRONMENT).read_text())
     chance = random_returns(folder)
     return {

@@ -11,8 +11,8 @@
 | ``mode`` | mode and difficulty of an Atari game | Abbas et al. 2023, arXiv 2303.07507; Machado et al. 2018 |
 | ``game`` | the game, Atari or MinAtar | Abbas et al. 2023; C-CHAIN |
 
-There is no flip of the whole reward: where episodes can end, it asks for a quick end, which is no
-task of the same difficulty.
+There is no flip of the whole reward: where episodes can end, the agent would be paid for ending them
+early, which is a different kind of task.
 """  # noqa: E501  # a table
 
 from envs.continual.options import CHANGES, check_tasks, inner_change, outer_change

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 class TaskChange(gym.Wrapper[Any, Any, Any, Any]):
     """One way in which an environment changes. Variant 0 is the environment as it is.
 
-    What a variant is depends on the number and on arguments only, not on the way there.
+    A variant depends on its number and on arguments only, not on the variants before it.
 
     Args:
         env: What changes.

@@ -1,4 +1,4 @@
-"""What our callbacks share: a clock, a probe, and a place where rollout hooks arrive."""
+"""What our callbacks share: a clock, a probe, and the check that rollout hooks reach them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class RolloutCallback(BaseCallback):
         self.source.after_rollout(self.model)
 
     def on_training_end(self) -> None:
-        """End a training once: rl_zoo3 says so twice to the first of its callbacks."""
+        """End a training; a second call (rl_zoo3 makes one on its first callback) does nothing."""
         if self._training:
             self._training = False
             super().on_training_end()
@@ -116,10 +116,10 @@ def say(callback: BaseCallback, message: str) -> None:
 
 
 def check_place(callback: BaseCallback) -> None:
-    """Refuse callbacks around ours that would make it do nothing, or undo it.
+    """Refuse outer callbacks that block rollout hooks or overwrite the model.
 
     Raises:
-        RuntimeError: With what stands around it.
+        RuntimeError: Naming the outer callback.
     """
     root = callback.locals.get("callback")
     for path in callback_paths(root) if root is not None else ():

@@ -1,4 +1,4 @@
-"""Turn a model's passing steps into armed events, across calls of ``learn()``."""
+"""Count steps and remember which scheduled event is due, across calls of ``learn()``."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class EventClock:
         schedule: When events happen.
         horizon: What fractions and ``stop`` refer to; by default the total of the ``learn()`` call.
         unit: ``"timesteps"``: environment steps over all environments. ``"gradient_updates"``:
-            optimizer steps of the network that takes most of them, counted from the start of the
-            callback (SB3's ``_n_updates`` means something else in every algorithm). Without a
+            the largest number of steps of any optimizer, counted from the start of the callback
+            (SB3's ``_n_updates`` means something else in every algorithm). Without a
             ``horizon``, ``stop`` then refers to the environment steps.
 
     Attributes:
@@ -67,9 +67,9 @@ class EventClock:
         self._updates = []
 
     def branch_off(self, model: BaseAlgorithm) -> None:
-        """Begin at the model's step, after a restored past: an event at this step lies ahead.
+        """Count from the model's current step on, after a checkpoint was restored.
 
-        Gradient updates are counted from here on.
+        An event at exactly this step still fires. Gradient updates are counted from 0.
         """
         self.reset()
         self.start(model)

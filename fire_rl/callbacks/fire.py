@@ -1,7 +1,4 @@
-"""SB3 callbacks: FIRE on a schedule, any intervention, and plasticity metrics.
-
-All take plain values, so that rl_zoo3 can name them in YAML.
-"""
+"""The SB3 callback that applies FIRE on a schedule, with FIRE's options as its own arguments."""
 
 from __future__ import annotations
 
@@ -11,13 +8,10 @@ from typing import Any
 
 from fire_rl.callbacks.event_clock import Unit
 from fire_rl.callbacks.intervention import InterventionCallback
-from fire_rl.callbacks.plasticity_metrics import PlasticityMetricsCallback
 from fire_rl.interventions import make_intervention, published_schedule
 from fire_rl.sb3.exploration import ExplorationRestart
 from fire_rl.sb3.head_refit import HeadRefit
 from fire_rl.schedules import Threshold, make_schedule, make_threshold
-
-__all__ = ["FireCallback", "InterventionCallback", "PlasticityMetricsCallback"]
 
 
 class FireCallback(InterventionCallback):

@@ -35,11 +35,12 @@ from fire_rl.sb3.exploration import (
     restore_exploration,
 )
 from fire_rl.sb3.head_refit import HeadRefit, as_head_refit, check_head_refit
-from fire_rl.sb3.loggers import append_json, log_folder, summary_writer
+from fire_rl.sb3.loggers import log_folder, summary_writer
 from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.side_effects import check_warm_up, warm_up
 from fire_rl.sb3.surgery import apply_intervention, groups_to_change
 from fire_rl.schedules import At, Never, Schedule, Threshold, make_schedule
+from fire_rl.utils.jsonable import append_json
 from fire_rl.utils.validation import check_int
 
 
@@ -241,8 +242,8 @@ class InterventionCallback(RolloutCallback):
     def branch_off(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Begin in a training that was restored from another one's checkpoint.
 
-        The probe, the initial weights and the episodes are those of the other training, as far as
-        a callback of ours has kept them there; events are our own, from this step on.
+        The probe, the initial weights and the episodes are those of the other training, if the
+        checkpoint holds the state of a fire_rl callback; events are counted from this step on.
 
         Args:
             states: Of the callbacks in the checkpoint.

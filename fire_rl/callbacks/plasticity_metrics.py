@@ -100,7 +100,8 @@ class PlasticityMetricsCallback(RolloutCallback):
         self._log(pooled, layers)
 
     def _log(self, pooled: dict[str, float], layers: dict[str, float]) -> None:
-        if any(math.isnan(value) for key, value in pooled.items() if "rank" in key):
+        of_features = tuple(f"/{m.log_key}" for m in METRICS.values() if m.reads == "features")
+        if any(math.isnan(v) for key, v in pooled.items() if key.endswith(of_features)):
             self._warn(
                 "rank",
                 "A rank needs at least as many observations as feature dimensions; with fewer "

@@ -1,4 +1,4 @@
-"""Measure what a :class:`~fire_rl.Threshold` watches, and ask it."""
+"""Measure the metric of a :class:`~fire_rl.Threshold` and decide whether an event is due."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-FILES = ("tree.json", "arrays.npz", "tensors.pt")
+_TREE, _ARRAYS, _TENSORS = "tree.json", "arrays.npz", "tensors.pt"
 _TAG = "~"  # marks what JSON has no form for: {"~": kind, "v": value}
 _SCALARS = (bool, int, float, str, type(None))
 
@@ -44,7 +44,7 @@ def is_record(value: Any) -> bool:
 
 
 def write_tree(folder: Path, tree: Any) -> None:
-    """Write a tree to :data:`FILES` in a folder.
+    """Write a tree to the three files in a folder.
 
     Raises:
         TypeError: If something in it is not plain.
@@ -52,9 +52,9 @@ def write_tree(folder: Path, tree: Any) -> None:
     arrays: dict[str, NDArray[Any]] = {}
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(_encode(tree, arrays, tensors))
-    (folder / "tree.json").write_text(text, encoding="utf-8")
-    np.savez(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub
-    torch.save(tensors, folder / "tensors.pt")
+    (folder / _TREE).write_text(text, encoding="utf-8")
+    np.savez(folder / _ARRAYS, **arrays)  # type: ignore[arg-type]  # numpy's stub
+    torch.save(tensors, folder / _TENSORS)
 
 
 def read_tree(folder: Path) -> Any:
@@ -63,11 +63,11 @@ def read_tree(folder: Path) -> Any:
     Raises:
         OSError, ValueError, KeyError or RuntimeError: If a file is missing or damaged.
     """
-    text = (folder / "tree.json").read_text(encoding="utf-8")
-    with np.load(folder / "arrays.npz", allow_pickle=False) as file:
+    text = (folder / _TREE).read_text(encoding="utf-8")
+    with np.load(folder / _ARRAYS, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     try:
-        tensors = torch.load(folder / "tensors.pt", map_location="cpu", weights_only=True)
+        tensors = torch.load(folder / _TENSORS, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ValueError(f"tensors.pt holds something else than tensors: {error}") from error
     return _decode(json.loads(text), arrays, tensors)

@@ -1,4 +1,4 @@
-"""The control for FIRE's reset of SAC's entropy temperature: the same without any weight."""
+"""A control: reset SAC's entropy temperature only, change no weights."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class EntropyTemperatureReset(Options):
     """Put SAC's learned entropy temperature back to its start value; weights stay.
 
     FIRE's authors reset it in every arm of their SAC experiment but the control (FIRE repository,
-    ``rl/sac``): without this arm the share of the weights cannot be told. A fixed temperature is
-    not touched; a model without one is left as it is, with a warning in the log.
+    ``rl/sac``); this arm shows what that alone does. A fixed temperature is not touched; a model
+    without one is left as it is, with a warning in the log.
 
     Args:
         target: ``"keep"``: no weight changes, so there is nothing to copy.

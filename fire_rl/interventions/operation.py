@@ -1,6 +1,7 @@
-"""One intervention on some networks, in its order: check, plan, describe, write, forget.
+"""The steps of one intervention: check, plan, describe, write, forget; weights change here only.
 
-Everything is checked and computed before the first weight changes.
+Everything is checked and computed before the first weight changes. An agent takes these steps in
+:func:`fire_rl.apply_intervention`, a plain module in :func:`fire_rl.intervene_`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The control for FIRE's optimizer reset: the same without any weight."""
+"""A control: reset the optimizers only, change no weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class OptimizerReset(Options):
     """Forget what the optimizers remember of every parameter; weights stay.
 
     ("Resetting the Optimizer in Deep RL", Asadi et al. 2023.) FIRE forgets the optimizer state of
-    what it changes: without this control its own share cannot be told.
+    what it changes; this control shows what that alone does.
 
     Args:
         target: ``"keep"``: no weight changes, so there is nothing to copy.

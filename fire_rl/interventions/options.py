@@ -25,8 +25,8 @@ class Options:
 
     Attributes:
         only_agents: Whether it needs an agent, so that it is not for plain modules.
-        refuses_head_refit: Why fitting the heads would undo it, after "whose"; None if it would
-            not.
+        refuses_head_refit: If fitting the heads would undo the intervention, the reason, for the
+            error ``"... would undo it, whose <reason>"``; else None.
     """
 
     networks: tuple[str, ...] | None = None

@@ -1,4 +1,4 @@
-"""Interventions by name: one method is one file, one line here, one row of the contract test."""
+"""Interventions by name: one method is one file and one line here (docs/architecture.md)."""
 
 from __future__ import annotations
 

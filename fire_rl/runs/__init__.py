@@ -1,1 +1,1 @@
-"""The format of a run folder: what training writes into it, and how that is read back."""
+"""The format of a run folder: what training writes, how it is read, what its episodes say."""

@@ -121,7 +121,7 @@ def _read_progress(path: Path) -> tuple[dict[str, Series], str]:
                 )
                 if value is not None:
                     points[tag].append((step, value))
-    note = f"{guessed} rows of {path.name} tell no step; they count at that of the row before"
+    note = f"{guessed} rows of {path.name} have no step; the previous row's step is used"
     return {tag: Series.of(found) for tag, found in points.items()}, note if guessed else ""
 
 

@@ -67,8 +67,8 @@ class Anatomy:
         targets: Online module to its target network.
         needs_actions: Whether the critic takes actions.
         optional: Those of ``parts`` that not every policy has.
-        shared: Modules that hold parts of every role: what none of ``parts`` owns of them belongs
-            to all roles, such as a custom trunk in ``mlp_extractor``.
+        shared: Modules that hold parts of every role. Whatever no entry of ``parts`` lists of them
+            belongs to all roles, such as a custom trunk in ``mlp_extractor``.
         fresh: ``model`` to a new policy, initialised as the algorithm does it. By default the
             model's policy class with its spaces, its learning rate and its ``policy_kwargs``.
 
@@ -111,14 +111,14 @@ _REGISTERED: dict[type, Anatomy] = {}
 def register_anatomy(algorithm: type[BaseAlgorithm] | type[BasePolicy], anatomy: Anatomy) -> None:
     """Register where an algorithm keeps its networks, so that interventions and metrics work on it.
 
-    Subclasses need none of it: they go by their nearest base class that is known. What was
-    registered goes before what is built in, and replaces what was registered before.
+    A subclass uses its nearest known base class. A registered anatomy overrides a built-in one and
+    replaces one that was registered before.
 
     Args:
-        algorithm: A subclass of SB3's ``BaseAlgorithm``; or the class of a policy that is built in
-            a way of its own, under whatever algorithm, which goes before the algorithm's.
-        anatomy: Its networks. That of a model which is nearly right is
-            ``fire_rl.anatomy_of(model)``; ``dataclasses.replace`` changes a part of it.
+        algorithm: A subclass of SB3's ``BaseAlgorithm``; or the class of a policy with a structure
+            of its own, whose anatomy takes precedence over the algorithm's.
+        anatomy: Its networks. To start from an existing one, take ``fire_rl.anatomy_of(model)`` and
+            change it with ``dataclasses.replace``.
 
     Raises:
         TypeError: If one of the two is something else.

@@ -27,10 +27,11 @@ class FrameReplayBuffer(NStepReplayBuffer):
     ``ReplayBuffer`` and returns the same transitions: across episode ends, time limits, resets,
     several environments and wrap-around; with ``n_steps`` above 1 those of ``NStepReplayBuffer``.
 
-    Row ``t`` (counted from the first one on) keeps the newest frame of its observation. Older ones
-    are those of the rows before, its next observation's newest one is that of row ``t + 1``. Two
-    tables hold the exceptions: the last frame of a row that no row continues, and what an episode's
-    first stack shows before its newest frame (unless that is black, as in ``VecFrameStack``).
+    Row ``t`` (counted from the first one on) keeps the newest frame of its observation. Older
+    frames come from the rows before; the newest frame of the next observation is in row ``t + 1``.
+    Two tables hold the exceptions: the last frame of a row that no row continues, and what an
+    episode's first stack shows before its newest frame (unless that is black, as in
+    ``VecFrameStack``).
 
     Args:
         buffer_size: Transitions over all environments.

@@ -1,7 +1,8 @@
 """The one place that reads and writes private attributes of Stable-Baselines3's objects.
 
 One accessor each, and one test each that the attribute is there and means what its accessor says.
-Methods that a subclass of ours overrides are not here: they stand in the subclass.
+Private methods that our subclasses override are in these, such as
+:class:`~fire_rl.FrameReplayBuffer`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoard
 from fire_rl.metrics.registry import Shown
 from fire_rl.runs.layout import CONTINUED_LOGS
 from fire_rl.sb3.internals import event_file
-from fire_rl.utils.jsonable import without_nan
 
 
 def summary_writer(logger: Logger) -> Any | None:
@@ -34,13 +32,6 @@ def log_folder(logger: Logger) -> Path | None:
     return Path(folder) if writes and folder is not None else None
 
 
-def append_json(path: Path, entry: Mapping[str, Any]) -> None:
-    """Append one line to a file of JSON lines; NaN becomes null, for JSON has none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(without_nan(entry)) + "\n")
-
-
 def custom_scalars_layout(roles: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
     """Lay out the Custom Scalars tab: returns and plasticity together, one category a network.
 
@@ -51,7 +42,7 @@ def custom_scalars_layout(roles: Sequence[str]) -> dict[str, dict[str, list[Any]
     for role in roles:
         charts = {"return": ["rollout/ep_rew_mean", "eval/mean_reward"]}
         for key, title in Shown("tensorboard").items():
-            # Beside the deviation from isometry stands what each event made of it.
+            # The deviation from isometry just after each event is drawn in the same chart.
             after = [f"intervention/{role}/dfi_after$"] if key == "dfi_per_sv" else []
             name = title.replace("DfI", "deviation from isometry")
             charts[name] = [f"plasticity/{role}/{key}$", *after]

@@ -1,4 +1,4 @@
-"""The SB3 adapter: which networks a model has, under which role, with which target and optimizer.
+"""Derive a model's networks from its anatomy: by role, each with its target and optimizer.
 
 Roles are those of the log keys: ``actor``, ``critic``, and ``shared`` for an extractor that both
 use. The facts per algorithm are data, one :class:`~fire_rl.Anatomy` each; everything else
@@ -49,9 +49,9 @@ class NetworkGroup:
 
 
 def anatomy_of(model: BaseAlgorithm) -> Anatomy:
-    """Return the anatomy of a model: what is registered for its policy, or that of its algorithm.
+    """Return the anatomy of a model: that of its policy's class, or else of its algorithm.
 
-    Of its algorithm that of the nearest base class that is known.
+    If the class itself is unknown, that of its nearest known base class.
 
     Raises:
         ValueError: If the algorithm is unknown, or its policy lacks what the anatomy names.
@@ -146,7 +146,7 @@ def _unite_owners_of_tied_weights(
     owners: dict[str, list[str]],
     names: Mapping[int, str],
 ) -> None:
-    """Let modules whose weight several roles use belong to all these, with all that they hold."""
+    """If several roles share a module's weight, assign the whole module to all of them."""
     modules = {name: item for name, item in items.items() if isinstance(item, nn.Module)}
     united = True
     while united:

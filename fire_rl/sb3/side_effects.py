@@ -19,23 +19,25 @@ from fire_rl.utils.rng import isolated_rng
 logger = logging.getLogger("fire_rl")
 
 
-def apply_side_effects(
-    view: ModelView, operation: Operation, seed: int
-) -> tuple[int, dict[str, Any]]:
-    """Do what the intervention asks for around its weights, after these have changed.
+def forget_temperature(view: ModelView, operation: Operation) -> int:
+    """Forget the optimizer state of SAC's temperature, if that of all of the actor is forgotten."""
+    optimizer = getattr(view.model, "ent_coef_optimizer", None)
+    extent = operation.intervention.aftermath.optimizer_state
+    if extent != "all" or optimizer is None or "actor" not in operation.networks:
+        return 0
+    return forget(optimizer, optimizer.param_groups[0]["params"])
+
+
+def apply_side_effects(view: ModelView, operation: Operation, seed: int) -> dict[str, Any]:
+    """Do what else the intervention asks for, after the weights have changed.
 
     See :class:`~fire_rl.interventions.base.Aftermath`.
 
     Returns:
-        The number of parameters whose optimizer state was forgotten, and what else was done, by
-        the choice's name: ``entropy_temperature`` before and after, and so on.
+        What was done, by the choice's name: ``entropy_temperature`` before and after, and so on.
     """
     model, aftermath = view.model, operation.intervention.aftermath
     done: dict[str, Any] = {}
-    forgotten = operation.forget(view.optimizers)
-    temperature = getattr(model, "ent_coef_optimizer", None)
-    if aftermath.optimizer_state == "all" and temperature and "actor" in operation.networks:
-        forgotten += forget(temperature, temperature.param_groups[0]["params"])
     if aftermath.entropy_temperature == "reset":
         done |= _reset_entropy_temperature(model)
     if aftermath.vecnormalize == "reset":
@@ -46,7 +48,7 @@ def apply_side_effects(
     changed = (name for updates in operation.plans.values() for name in updates)
     if any(name.split(".")[-1] == "log_std" for name in changed):
         _redraw_exploration(model, seed)
-    return forgotten, done
+    return done
 
 
 def check_warm_up(model: BaseAlgorithm, updates: int) -> None:

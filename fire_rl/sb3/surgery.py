@@ -10,34 +10,31 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
-from fire_rl.interventions.base import Context, Intervention, Network, named_tensors
+from fire_rl.interventions.base import Intervention
 from fire_rl.interventions.operation import Operation, check_finite, restored
 from fire_rl.interventions.registry import make_intervention
 from fire_rl.interventions.report import InterventionReport
 from fire_rl.metrics.registry import METRICS
-from fire_rl.metrics.unit_readers import Connection
+from fire_rl.sb3.context import make_context
 from fire_rl.sb3.head_refit import HeadRefit, as_head_refit, check_head_refit, with_head_refit
 from fire_rl.sb3.measurement import (
     Metrics,
     Observed,
     activation_metrics,
     observe,
-    observe_connections,
     policy_change,
     probe_size,
 )
 from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.networks import NetworkGroup
 from fire_rl.sb3.probe import Probe, ProbeSource
-from fire_rl.sb3.side_effects import apply_side_effects
+from fire_rl.sb3.side_effects import apply_side_effects, forget_temperature
 from fire_rl.sb3.snapshot import save_snapshot
 from fire_rl.sb3.unknown_parts import warn_of_unknown_parts
 
@@ -97,7 +94,7 @@ def apply_intervention(
     if probe is None:
         probe = ProbeSource(probe_size(view.groups), seed).live(model)
     observed = observe(view, probe) if probe is not None else None
-    context = _context(view, networks, initial, observed, probe, live, seed)
+    context = make_context(view, networks, initial, observed, probe, live, seed)
     operation = Operation.plan(intervention, networks, targets, context, seed)
     if refit is not None:
         operation = with_head_refit(view, operation, refit, probe, observed)
@@ -109,7 +106,8 @@ def apply_intervention(
         operation.write()
         after = observe(view, probe) if probe is not None else None
         if not dry_run:
-            forgotten, around = apply_side_effects(view, operation, seed)
+            forgotten = operation.forget(view.optimizers) + forget_temperature(view, operation)
+            around = apply_side_effects(view, operation, seed)
     return InterventionReport(
         intervention=intervention.name,
         options=asdict(intervention) if is_dataclass(intervention) else {},
@@ -137,52 +135,6 @@ def groups_to_change(view: ModelView, intervention: Intervention) -> tuple[Netwo
     groups = view.select(intervention.networks)
     intervention.check([group.online for group in groups])
     return groups
-
-
-def _context(
-    view: ModelView,
-    networks: Mapping[str, Network],
-    initial: Mapping[str, Tensor] | None,
-    observed: Observed | None,
-    probe: Probe | None,
-    live: Callable[[], Probe | None] | None,
-    seed: int,
-) -> Context:
-    @cache
-    def fresh() -> Mapping[str, Tensor]:
-        return named_tensors(view.fresh_policy(seed))
-
-    def remembered() -> Mapping[str, Tensor]:
-        if not initial:
-            raise ValueError(
-                "`source='initial'` needs the weights that the run began with, and they were not "
-                "recorded: use a callback from the start of training, or pass `initial=`."
-            )
-        return initial
-
-    @cache
-    def activations() -> Mapping[str, Tensor]:
-        current = live() if live is not None else None
-        if current is not None:
-            return observe(view, current).activations.post
-        if observed is None:
-            raise ValueError("There are no observations yet to measure activations on.")
-        return observed.activations.post
-
-    @cache
-    def connections() -> Mapping[str, tuple[Connection, ...]]:
-        if probe is None:
-            raise ValueError("There are no observations yet to see which layers read which units.")
-        return observe_connections(view, probe)
-
-    return Context(
-        fresh=fresh,
-        initial=remembered,
-        activations=activations,
-        generator=torch.Generator().manual_seed(seed),
-        connections=connections,
-        acted_on={layer.name: layer for network in networks.values() for layer in network.layers},
-    )
 
 
 def _summary(view: ModelView, observed: Observed | None) -> dict[str, Metrics]:

@@ -1,4 +1,4 @@
-"""When a measurement says so: a pure function of steps and values."""
+"""A schedule that fires when a measured metric crosses a line: a pure function of both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one place that knows gymnasium's private names."""
+"""The one place that knows private names of gymnasium's core: spaces and wrappers."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_tensorboard_and_csv_give_the_same_numbers(real_runs, tmp_path):
         one, other = events.scalars[tag], table.scalars[tag]
         assert one.steps.tolist() == other.steps.tolist(), tag
         assert one.values == pytest.approx(other.values, rel=1e-6, nan_ok=True), tag
-    assert "tell no step" in table.note  # rows that callbacks have dumped
+    assert "have no step" in table.note  # rows that callbacks have dumped
     experiments = [make_experiment([run]) for run in (events, table)]
     assert {e.source for e in experiments} == {"rollout/ep_rew_mean"}
     scores = [score(e.runs[0], e, "mean") for e in experiments]
