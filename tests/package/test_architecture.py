@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 # From the top: a room may import those below it. Rooms on one line know nothing of each other.
 FLOORS = [
-    set(line.removesuffix(".py").split(", "))
-    for line in PAGE.partition("```text\n")[2].partition("```")[0].splitlines()
+    set(line.strip().removesuffix(".py").split(", "))
+    for line in PAGE.partition("<!-- rooms -->\n")[2].partition("<!-- end -->")[0].splitlines()
 ]
 KNOWS_NO_SB3 = {"interventions", "schedules", "metrics", "weights", "utils"}
 FILES = sorted(

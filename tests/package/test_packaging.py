@@ -1,5 +1,6 @@
 """What users install: the wheel in a bare place, and a core without extras."""
 
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -30,9 +31,14 @@ EXTRAS = (
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
+    """Built from a copy: setuptools would pack what an earlier build has left in the checkout."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("fire_rl", "agents", "envs", "experiments"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
-    subprocess.run([*command, str(ROOT)], check=True, capture_output=True)
+    subprocess.run([*command, str(source)], check=True, capture_output=True)
     (built,) = folder.glob("fire_rl-*.whl")
     return built
 
