@@ -2,11 +2,13 @@
 
 import re
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import stable_baselines3
 import torch
-from stable_baselines3 import PPO, SAC
+from gymnasium import spaces
+from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
@@ -90,12 +92,35 @@ def test_the_distribution_from_the_actors_latent_is_that_of_the_policy():
     torch.testing.assert_close(ours, model.policy.get_distribution(seen).distribution.mean)
 
 
+class Reach(gym.Env):
+    """A goal, and episodes of five steps."""
+
+    def __init__(self):
+        box = spaces.Box(-1, 1, (2,))
+        self.observation_space = spaces.Dict(
+            dict.fromkeys(("observation", "achieved_goal", "desired_goal"), box)
+        )
+        self.action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.sample(), 0.0, False, self.steps == 5, {}
+
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        return np.zeros(len(achieved_goal))
+
+
 def test_episode_starts_of_a_hindsight_buffer_move_on_with_each_episode():
-    buffer = HerReplayBuffer.__new__(HerReplayBuffer)
-    buffer._current_ep_start = np.zeros(2, np.int64)
-    starts = internals.current_episode_starts(buffer)
-    starts[:] = 3  # the array itself
-    assert buffer._current_ep_start.tolist() == [3, 3]
+    model = DQN("MultiInputPolicy", Reach(), replay_buffer_class=HerReplayBuffer, buffer_size=50)
+    starts = internals.current_episode_starts(model.replay_buffer)
+    assert starts.tolist() == [0]
+    model.learn(12)
+    assert starts.tolist() == [10]  # the array itself: two episodes of five steps are complete
 
 
 def test_the_event_file_is_the_one_that_grows(tmp_path):
