@@ -271,7 +271,7 @@ def test_save_before_keeps_the_model_of_just_before(tmp_path):
     recorder, fire = Recorder(), FireCallback(at=[32], save_before=tmp_path)
     make_model("ppo").learn(64, callback=[recorder, fire])
     before = next(s for hook, step, s in recorder.seen if hook == "rollout_start" and step == 32)
-    saved = PPO.load(tmp_path / "before_fire_32_steps.zip")
+    saved = PPO.load(tmp_path / "before_fire_32_steps.zip", device="cpu")
     assert not changed(before, state_of(saved))
 
 
@@ -323,7 +323,7 @@ def test_training_is_bit_equal_with_vecnormalize(kind):
 
 def test_probe_sees_what_the_policy_sees_under_vecnormalize():
     env = VecNormalize(make_model("sac").get_env())
-    model = SAC("MlpPolicy", env, seed=0, learning_starts=8, buffer_size=100)
+    model = SAC("MlpPolicy", env, seed=0, learning_starts=8, buffer_size=100, device="cpu")
     model.learn(60)
     probe = ProbeSource(60, seed=0).live(model)
     raw = torch.as_tensor(model.replay_buffer.observations[:30]).reshape(60, 5)

@@ -166,5 +166,5 @@ def test_a_stopped_training_says_where_it_is_and_is_there(tmp_path):
     assert isinstance(stopped.value, Exception)  # and no KeyboardInterrupt
     restored = make_model("ppo")
     restored.set_env(model.get_env())
-    saved = type(model).load(checkpoint.path / "model.zip")
+    saved = type(model).load(checkpoint.path / "model.zip", device="cpu")
     assert not changed(state_of(model), state_of(saved))

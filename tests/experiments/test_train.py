@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from agents import ALGORITHMS
@@ -229,7 +230,10 @@ def test_play_restores_the_normalisation_and_takes_any_model_of_the_run(tmp_path
         ([*TINY, "--set", "agent.gamma"], "--set must be section.key=value"),
         ([*TINY, "--seeds", "0"], "--seeds must be at least 1"),
         ([*TINY, "--n-envs", "0"], "`n_envs` must be greater than or equal to 1, got 0"),
-        ([*TINY, "--device", "cuda"], "sees no CUDA device"),
+        pytest.param(
+            [*TINY, "--device", "cuda"], "sees no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
         (["--config", "no_such_file.yaml"], "no_such_file.yaml"),
         (["--play", "no_such_run"], "no_such_run is no run folder"),
     ],

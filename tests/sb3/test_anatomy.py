@@ -288,7 +288,8 @@ class Searcher(BaseAlgorithm):
     """A made-up algorithm: its critic has an optimizer, its actor has none."""
 
     def __init__(self, env):
-        super().__init__(TinyPolicy, env, learning_rate=0.1, support_multi_env=True, seed=0)
+        options = {"learning_rate": 0.1, "support_multi_env": True, "seed": 0, "device": "cpu"}
+        super().__init__(TinyPolicy, env, **options)
         self._setup_model()
 
     def _setup_model(self):

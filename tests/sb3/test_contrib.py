@@ -54,8 +54,8 @@ def her(env=None):
     """Hindsight replay of flipping bits."""
     env = env or make_vec_env(BitFlippingEnv, 2, 0, env_kwargs={"n_bits": 6, "continuous": True})
     options = {"replay_buffer_class": HerReplayBuffer, "learning_starts": 20, "buffer_size": 60}
-    kwargs = {"net_arch": [16]}
-    return SAC("MultiInputPolicy", env, seed=0, batch_size=8, policy_kwargs=kwargs, **options)
+    options |= {"policy_kwargs": {"net_arch": [16]}, "batch_size": 8, "device": "cpu"}
+    return SAC("MultiInputPolicy", env, seed=0, **options)
 
 
 def model_of(algo, observation="mlp"):
