@@ -143,8 +143,10 @@ class _Recorder:
         return frame
 
     def _open(self, frame: np.ndarray) -> Generator[None, Any, None]:
-        from imageio_ffmpeg import write_frames
-
+        try:
+            from imageio_ffmpeg import write_frames
+        except ImportError:
+            raise ImportError("Videos need imageio-ffmpeg: pip install -e '.[train]'") from None
         self.episode += 1
         height, width = frame.shape[:2]
         writer: Generator[None, Any, None] = write_frames(

@@ -187,7 +187,9 @@ def test_play_records_videos_without_a_display(env_id, tmp_path):
     assert video.stat().st_size > 5_000
 
 
-def test_play_restores_the_normalisation_and_takes_any_model_of_the_run(tmp_path, main):
+def test_play_restores_the_normalisation_and_takes_any_model_of_the_run(
+    tmp_path, main, monkeypatch
+):
     folder = tmp_path / "run"
     code, _, err = main(
         "--algo", "ppo", "--env", "Pendulum-v1", "-n", "400", "--log-dir", folder,
@@ -200,6 +202,9 @@ def test_play_restores_the_normalisation_and_takes_any_model_of_the_run(tmp_path
         assert code == 0, err
         raw_return = float(out.splitlines()[-3].split()[1])
         assert -2_000 < raw_return < -100  # a normalised one would be near 0
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # as if it were not installed
+    code, _, err = main("--play", folder, "--video", tmp_path / "video")
+    assert (code, "Videos need imageio-ffmpeg: pip install" in err) == (2, True)
     (folder / "vecnormalize.pkl").unlink()
     code, _, err = main("--play", folder)
     assert code == 2
