@@ -47,6 +47,7 @@ def write_tree(folder: Path, tree: Any) -> None:
     """Write a tree to the three files in a folder.
 
     Raises:
+        OSError: If a file cannot be written.
         TypeError: If something in it is not plain.
     """
     arrays: dict[str, NDArray[Any]] = {}
@@ -54,7 +55,8 @@ def write_tree(folder: Path, tree: Any) -> None:
     text = json.dumps(_encode(tree, arrays, tensors))
     (folder / _TREE).write_text(text, encoding="utf-8")
     np.savez(folder / _ARRAYS, **arrays)  # type: ignore[arg-type]  # numpy's stub
-    torch.save(tensors, folder / _TENSORS)
+    with (folder / _TENSORS).open("wb") as file:  # by its name, a full disk is no OSError
+        torch.save(tensors, file)
 
 
 def read_tree(folder: Path) -> Any:

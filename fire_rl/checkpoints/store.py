@@ -281,7 +281,8 @@ def _write(
     tree = {"training": capture_training(model, callbacks), "replay": head}
     (target / _STATE).mkdir()
     write_tree(target / _STATE, tree)
-    model.save(target / MODEL)
+    with (target / MODEL).open("wb") as file:  # SB3 leaves its own file open after an error
+        model.save(file)
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
         normalize.save(str(target / VECNORMALIZE))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
 from collections import deque
@@ -311,6 +312,28 @@ def test_a_full_disk_at_any_moment_leaves_the_earlier_checkpoint(two, tmp_path, 
         resumed = make()
         resumed.learn(122, callback=RunCheckpointCallback(60, folder, resume=folder / "120"))
         assert resumed.num_timesteps >= 122
+
+
+def test_each_file_that_does_not_fit_leaves_the_earlier_checkpoint(two, tmp_path):
+    make, folder, _ = two
+    model = make()
+    model.learn(100)
+    model.num_timesteps = 180
+    elsewhere = save(model, tmp_path / "elsewhere")
+    sizes = {item["bytes"] for item in elsewhere.manifest["files"]}
+    assert len(sizes) == 4  # the model, tree, arrays and tensors
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in sizes:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, before[1]))
+            with pytest.raises(CheckpointError, match="at step 180 could not be written") as error:
+                save(model, folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert isinstance(error.value.__cause__, OSError)
+        assert latest(folder).path.name == "120"
+        assert not list(folder.glob(".*.tmp"))
+    assert save(model, folder).path.name == "180"
 
 
 def test_an_unknown_replay_buffer_is_refused_before_training(tmp_path):
