@@ -12,7 +12,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import HParam, Logger, configure
 
-from experiments.config import RunConfig, dump_yaml
+from experiments.config import RunConfig, dump_yaml, parse_config
 from experiments.interventions import names
 from experiments.machine import describe_machine
 from experiments.plain_yaml import ConfigError, read_yaml
@@ -80,6 +80,15 @@ class RunFolder:
         text = json.dumps(environment, indent=2)
         self.environment.write_text(text + "\n", encoding="utf-8")
 
+    def values(self) -> dict[str, Any]:
+        """Return what ``config.yaml`` says, unchecked."""
+        values: dict[str, Any] = read_yaml(self.config.read_text(encoding="utf-8"))
+        return values
+
+    def read_config(self) -> RunConfig:
+        """Return the configuration that ``config.yaml`` holds."""
+        return parse_config(self.values())
+
     def logger(self, tables: bool) -> Logger:
         """Return SB3's logger to ``progress.csv``, TensorBoard and, as tables, the terminal."""
         return configure(str(self.path), [*(["stdout"] if tables else []), "csv", "tensorboard"])
@@ -98,8 +107,7 @@ class RunFolder:
 
     def branch_checkpoint(self) -> Path | None:
         """Return the checkpoint that the run has branched off, None if it is no branch."""
-        values = read_yaml(self.config.read_text(encoding="utf-8"))
-        branch = values.get("branch")
+        branch = self.values().get("branch")
         return Path(branch["checkpoint"]) if branch else None
 
     def normalization_of(self, model: Path) -> Path | None:

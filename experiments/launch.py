@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.arms import branch_config, experiment
-from experiments.config import RunConfig, dump_yaml, parse_config
+from experiments.config import RunConfig, dump_yaml
 from experiments.flags import Args, check_combination, overridden, read_configs
 from experiments.folder import RunFolder, default_path
 from experiments.interventions import check_arm_name, entries, names
 from experiments.outcome import USER_ERRORS, report_error
-from experiments.plain_yaml import ConfigError, read_yaml
+from experiments.plain_yaml import ConfigError
 from experiments.training import train
 from experiments.watch import watch
 from fire_rl.checkpoints.store import check, checkpoints, latest
@@ -72,7 +72,7 @@ def resumed(path: Path) -> tuple[RunConfig, RunFolder]:
             [f"{path} has no checkpoint: it was stopped before the first one. Train anew: python "
              f"train.py --config {folder.config} --log-dir NEW_FOLDER"]
         )  # fmt: skip
-    return parse_config(read_yaml(folder.config.read_text(encoding="utf-8"))), folder
+    return folder.read_config(), folder
 
 
 def branched(path: Path, args: Args) -> tuple[RunConfig, RunFolder]:
@@ -95,7 +95,7 @@ def branched(path: Path, args: Args) -> tuple[RunConfig, RunFolder]:
         origin = RunFolder(path.parent.parent)
         origin.check_run()
         checkpoint = check(path)
-    values = overridden(read_yaml(origin.config.read_text(encoding="utf-8")), args)
+    values = overridden(origin.values(), args)
     intervention = values.get("intervention")
     if args.every is not None or args.at:
         intervention = [{**e, "schedule": values["schedule"]} for e in entries(intervention)]

@@ -13,17 +13,16 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 import envs
 from agents import load_agent
 from experiments.build import is_deterministic, make_env
-from experiments.config import parse_config
 from experiments.evaluation import evaluator
 from experiments.flags import Args
 from experiments.folder import find_run
-from experiments.plain_yaml import ConfigError, read_yaml
+from experiments.plain_yaml import ConfigError
 
 
 def watch(path: Path, args: Args) -> None:
     """Play episodes of a trained agent, print their returns, write videos."""
     folder, model_path = find_run(path)
-    config = parse_config(read_yaml(folder.config.read_text(encoding="utf-8")))
+    config = folder.read_config()
     env = make_env(
         config,
         1,

@@ -27,8 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.common import ROOT, write_result
 from experiments.build import make_env
-from experiments.config import parse_config
-from experiments.plain_yaml import read_yaml
+from experiments.folder import RunFolder
 from fire_rl.runs import layout
 from fire_rl.runs.readers import read_events
 
@@ -71,7 +70,7 @@ def train(name: str, folder: Path, threads: int) -> None:
 
 def random_returns(folder: Path) -> list[float]:
     """Play the run's evaluation environment at random."""
-    config = parse_config(read_yaml((folder / layout.CONFIG).read_text()))
+    config = RunFolder(folder).read_config()
     env = make_env(config, 4, training=False, normalize=False)
     policy: Any = RandomPolicy(env)
     returns, _ = evaluate_policy(policy, env, RANDOM_EPISODES, return_episode_rewards=True)
