@@ -101,9 +101,6 @@ class RolloutCallback(BaseCallback):
         assert self.source is not None
         return self.source.frozen or self.source.live(self.model)
 
-    def _say(self, message: str) -> None:
-        say(self, message)
-
 
 def say(callback: BaseCallback, message: str) -> None:
     """Print a line if the callback is verbose, as SB3's own callbacks do.

@@ -163,10 +163,10 @@ class RunCheckpointCallback(BaseCallback):
         if own is not None:
             restore(self.model, own, callbacks, self.strict)
             self._base = own
-            self._say(f"resumed from {own.path} at step {self.model.num_timesteps:,}")
+            say(self, f"resumed from {own.path} at step {self.model.num_timesteps:,}")
         elif (trunk := _verified(self.branch_from)) is not None:
             begun = restore(self.model, trunk, callbacks, self.strict, branch=True)
-            self._say(f"branched off {trunk.path} at step {self.model.num_timesteps:,}")
+            say(self, f"branched off {trunk.path} at step {self.model.num_timesteps:,}")
             for callback in begun:  # they act before the first step, as in the saved training
                 callback.on_rollout_start()
         self.resume, self.branch_from = False, None
@@ -177,14 +177,12 @@ class RunCheckpointCallback(BaseCallback):
         saved = save(self.model, self.folder, callbacks, self.keep_last, self._base)
         self._base = saved
         self.saved.append(saved)
-        self._say(
+        say(
+            self,
             f"checkpoint {saved.path}: {saved.written / 1e6:.1f} MB written, "
-            f"{saved.total / 1e6:.1f} MB in all, {saved.seconds:.2f} s"
+            f"{saved.total / 1e6:.1f} MB in all, {saved.seconds:.2f} s",
         )
         return saved
-
-    def _say(self, message: str) -> None:
-        say(self, message)
 
 
 def _verified(given: bool | str | Path | Checkpoint | None) -> Checkpoint | None:

@@ -16,7 +16,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
-from fire_rl.callbacks.base import RolloutCallback, logger
+from fire_rl.callbacks.base import RolloutCallback, logger, say
 from fire_rl.callbacks.event_clock import EventClock, Unit
 from fire_rl.callbacks.threshold_monitor import ThresholdMonitor
 from fire_rl.interventions import (
@@ -179,7 +179,7 @@ class InterventionCallback(RolloutCallback):
         # Off-policy algorithms dump when episodes end only, and keep the last value of a key.
         self.logger.dump(self.num_timesteps)
         self._append_to_log({"planned_step": planned_step, **cause, **report.to_dict()})
-        self._say(report.summary())
+        say(self, report.summary())
         if self.warmup_updates:
             with self.clock.not_counting():
                 warm_up(self.model, self.warmup_updates)
@@ -205,7 +205,7 @@ class InterventionCallback(RolloutCallback):
         writer = summary_writer(self.logger)
         line = self.recovery.log_results(self.num_timesteps, self._append_to_log, writer)
         if line:
-            self._say(line)
+            say(self, line)
 
     @property
     def episodes(self) -> EpisodeLog:
@@ -289,7 +289,7 @@ class InterventionCallback(RolloutCallback):
         silent = isinstance(self.clock.schedule, Never)  # the control says nothing
         known = self._announced is not None and self._announced.issuperset(planned)
         if not silent and not known:
-            self._say(f"{self.intervention.name}: {plan}")
+            say(self, f"{self.intervention.name}: {plan}")
         self._announced = (self._announced or set()) | set(planned)
 
     def _folder(self) -> Path | None:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fire_rl.callbacks.base import RolloutCallback
+from fire_rl.callbacks.base import RolloutCallback, say
 from fire_rl.callbacks.event_clock import EventClock
 from fire_rl.metrics.registry import METRICS
 from fire_rl.sb3.loggers import custom_scalars_layout, summary_writer
@@ -117,7 +117,7 @@ class PlasticityMetricsCallback(RolloutCallback):
             for key, value in layers.items():
                 writer.add_scalar(key, value, self.num_timesteps)
         shown = [f"{k} {v:.3g}" for k, v in pooled.items() if k.startswith("plasticity/")]
-        self._say(f"step {self.num_timesteps:,}: {', '.join(shown)}")
+        say(self, f"step {self.num_timesteps:,}: {', '.join(shown)}")
 
     def _warn_about_unhooked(self, unhooked: Sequence[str]) -> None:
         if unhooked:
