@@ -23,12 +23,11 @@ from experiments.config import Checkpoint, RunConfig, parse_config
 from experiments.flags import Args, read_configs
 from experiments.folder import RunFolder
 from experiments.interventions import at_step, callback_arguments
-from experiments.plain_yaml import ConfigError, read_yaml
+from experiments.plain_yaml import ConfigError
 from experiments.training import train
 from fire_rl import InterventionCallback
 from fire_rl.checkpoints.store import checkpoints, latest
 from fire_rl.interventions import CONTROL, INTERVENTIONS
-from fire_rl.reports import recovery_table
 from fire_rl.runs import layout
 from fire_rl.runs.episodes import read_episodes
 from fire_rl.runs.readers import read_events
@@ -197,7 +196,7 @@ def check_same_run(folder: RunFolder, config: RunConfig) -> None:
     """
     if not folder.config.exists():
         return
-    there = _essence(parse_config(read_yaml(folder.config.read_text(encoding="utf-8"))))
+    there = _essence(folder.read_config())
     here = _essence(config)
     different = [
         f"`{key}` was {there[key]!r}, is {here[key]!r}" for key in here if here[key] != there[key]
@@ -240,6 +239,8 @@ def summarise(root: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
             _record(folder, arm, step, numbers)
             found[arm].append(numbers)
             rows.append({"arm": arm, "seed": seed, **numbers})
+    from fire_rl.reports import recovery_table  # here: a training needs no reports
+
     table = recovery_table(found, CONTROL).to_markdown()
     text = json.dumps(without_nan(rows), indent=1)
     (root / layout.RECOVERY).write_text(text + "\n", encoding="utf-8")

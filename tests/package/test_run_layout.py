@@ -3,14 +3,12 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from fire_rl.runs import layout
-from tests.helpers.runs import ENVIRONMENT
+from tests.helpers.runs import ENVIRONMENT, ROOT
 
-ROOT = Path(__file__).parents[2]
 HOME = ROOT / "fire_rl" / "runs" / "layout.py"
 NAMES = {
     layout.CONFIG, layout.ENVIRONMENT, layout.RESULT, layout.PROGRESS, layout.EVENTS,
@@ -86,3 +84,13 @@ print(*sorted(loaded))
     assert not {name.partition(".")[0] for name in loaded} & {
         "jinja2", "matplotlib", "pandas", "scipy",
     }  # fmt: skip
+
+
+def test_the_command_line_loads_no_reports():
+    code = "import sys, train; print(*sorted(sys.modules))"
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    loaded = run.stdout.split()
+    assert "experiments.arms" in loaded
+    assert not [name for name in loaded if name.startswith("fire_rl.reports")]
