@@ -11,8 +11,8 @@ import yaml
 from benchmarks.evidence import suite, tables
 from experiments.config import parse_config
 from fire_rl.utils.jsonable import without_nan
+from tests.helpers.runs import ROOT
 
-ROOT = Path(__file__).parents[2]
 ROWS = json.loads((ROOT / "benchmarks/results/continual.json").read_text())["rows"]
 PAGE = (ROOT / "docs/evidence.md").read_text(encoding="utf-8")
 

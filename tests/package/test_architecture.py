@@ -1,15 +1,14 @@
 """The rooms: imports go down the list only, and the public API is what it says."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
 import fire_rl
 import fire_rl.interventions
 import fire_rl.metrics
+from tests.helpers.runs import ROOT
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 # From the top: a room may import those below it. Rooms on one line know nothing of each other.
 FLOORS = [

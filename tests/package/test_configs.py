@@ -1,7 +1,6 @@
 """Every file under configs/ is valid, builds, and can be read back."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 
@@ -11,8 +10,8 @@ from experiments.build import make_env, plasticity_callbacks
 from experiments.config import dump_yaml, parse_config
 from experiments.folder import RunFolder
 from experiments.plain_yaml import ConfigError, read_yaml
+from tests.helpers.runs import ROOT
 
-ROOT = Path(__file__).parents[2]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml"))
 # Modules named under `imports:` that no extra installs, and where to get them. A file that needs
 # one is checked as far as it goes, and skipped.

@@ -5,12 +5,10 @@ import inspect
 import re
 import tomllib
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 
-import train
 from agents import ALGORITHMS
 from benchmarks.evidence import suite
 from experiments.flags import Args
@@ -20,8 +18,8 @@ from fire_rl.interventions import published_schedule
 from fire_rl.metrics.registry import Shown
 from fire_rl.sb3.contrib_anatomies import known_algorithms
 from tests.helpers.models import EVERY_ALGORITHM
+from tests.helpers.runs import ROOT
 
-ROOT = Path(train.__file__).parent
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
          "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"]  # fmt: skip
 PAGES = ["README.md", "CHANGELOG.md", "Makefile", "configs/README.md",

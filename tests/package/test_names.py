@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import train
 from fire_rl.interventions import CONTROL, INTERVENTIONS
+from tests.helpers.runs import ROOT
 
-ROOT = Path(train.__file__).parent
 # FIRE has doors of its own (FireCallback, fire_, `fire-rl apply`); "reset" and "none" are ordinary
 # words too, such as the option head="reset": for these the comparisons below are looked at.
 ORDINARY = {"fire", "reset", "none"}

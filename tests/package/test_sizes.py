@@ -1,11 +1,11 @@
 """Files, functions and the entry point stay short."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.runs import ROOT
+
 ROOMS = ("fire_rl", "agents", "envs", "experiments", "benchmarks")
 FILES = [*sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py")), ROOT / "train.py"]
 LINES_OF_A_FILE = 350
