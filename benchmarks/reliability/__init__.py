@@ -1,0 +1,1 @@
+"""What the toolkit survives: kills, damaged files, strangers' files, bad numbers, exceptions."""
