@@ -42,8 +42,8 @@ _SYNONYMS = {"ppo_lstm": "recurrent_ppo", "ppo_mask": "maskable_ppo"}
 _REFUSED = {
     "ars": "ARS searches at random, without gradients: there is no plasticity to measure or to "
     "restore. Train it with rl_zoo3.",
-    "her": "HER is a replay buffer in SB3, not an algorithm: choose sac, td3, ddpg, tqc or dqn, and "
-    "`replay_buffer_class: HerReplayBuffer` under `agent`.",
+    "her": "HER is a replay buffer in SB3, not an algorithm: choose sac, td3, ddpg, tqc or dqn "
+    "with `replay_buffer_class: HerReplayBuffer`.",
 }
 
 # Policies beside SB3's own.

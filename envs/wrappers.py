@@ -14,11 +14,12 @@ from fire_rl.utils.validation import nearest
 Wrapper = Mapping[str, Mapping[str, Any]]  # the dotted path, and its arguments
 
 
-def read_wrappers(value: Any) -> list[dict[str, dict[str, Any]]]:
+def read_wrappers(value: Any, label: str = "env_wrapper") -> list[dict[str, dict[str, Any]]]:
     """Return one ``{"module.Class": arguments}`` per wrapper, the innermost first.
 
     Args:
         value: A dotted path, ``{"module.Class": {...}}``, a list of these, or None.
+        label: What the error calls it.
 
     Raises:
         ValueError: If it is anything else.
@@ -29,13 +30,13 @@ def read_wrappers(value: Any) -> list[dict[str, dict[str, Any]]]:
         wrapper = {given: {}} if isinstance(given, str) else given
         if not isinstance(wrapper, Mapping) or len(wrapper) != 1:
             raise ValueError(
-                "`env_wrapper` must list dotted paths, each with its arguments if it has some, "
+                f"`{label}` must list dotted paths, each with its arguments if it has some, "
                 f"such as [module.Class, module.Other: {{skip: 2}}], got {given!r}."
             )
         ((path, arguments),) = wrapper.items()
         if not isinstance(path, str) or not isinstance(arguments, Mapping | None):
             raise ValueError(
-                f"`env_wrapper` {path!r} must have a mapping of arguments, got {arguments!r}."
+                f"`{label}` {path!r} must have a mapping of arguments, got {arguments!r}."
             )
         wrappers.append({path: dict(arguments or {})})
     return wrappers
@@ -95,7 +96,7 @@ def _find(path: str) -> Callable[..., gym.Env]:
     except ImportError as error:
         raise ValueError(str(error)) from error
     found = getattr(home, name, None)
-    if inspect.isclass(found) and issubclass(found, gym.Wrapper) or inspect.isfunction(found):
+    if (inspect.isclass(found) and issubclass(found, gym.Wrapper)) or inspect.isfunction(found):
         return found
     known = [
         key

@@ -88,9 +88,12 @@ def _construct_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
     return int(number) if number.is_integer() else number  # 1e6 is a count
 
 
+def _construct_tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> list[Any]:
+    return loader.construct_sequence(node, deep=True)  # as in rl_zoo3's files; a list is one here
+
+
 _Loader.add_constructor("!number", _construct_number)
-# rl_zoo3's files may hold tuples; a list is one wherever we take it.
-_Loader.add_constructor("tag:yaml.org,2002:python/tuple", yaml.SafeLoader.construct_yaml_seq)
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _construct_tuple)
 _Loader.add_implicit_resolver(
     "!number", re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
 )

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import envs
-from agents.algorithms import ALGORITHMS, is_algorithm
+from agents.algorithms import is_algorithm
 from agents.python_text import read_python
 from experiments.plain_yaml import ConfigError
-from fire_rl.utils.validation import nearest
 
 # rl_zoo3's words for our keys; those of gymnasium and of its command line too.
 RENAMED: Mapping[str, str] = {
@@ -111,9 +110,8 @@ def from_zoo(
     shared = "atari" if envs.is_atari(env_id) else "default"
     key = env_id if env_id in values else shared
     if not isinstance(values.get(key), Mapping):
-        found = f"has no entry for {env_id} and no `{shared}`" if key == shared else "is no mapping"
         raise ConfigError(
-            [f"This file of rl_zoo3 {found}.{nearest(env_id, list(map(str, values)))}"]
+            [f"This file of rl_zoo3 has no entry for {env_id}, and no `{shared}`; it has {listed}."]
         )
     return _convert(values[key], algo or name, env, key)
 
@@ -137,8 +135,8 @@ def _convert(entry: Mapping[str, Any], algo: str, env: str, key: str) -> Convert
             faults.append(f"`{word}` has no counterpart here: {WITHOUT_COUNTERPART[word]}.")
         elif word in RENAMED or word in _SAME:
             run[RENAMED.get(word, word)] = value
-        elif value is not None or not word.endswith("_kwargs"):
-            agent[word] = value
+        elif value is not None or not str(word).endswith("_kwargs"):
+            agent[str(word)] = value
     _take_noise(agent)
     _take_normalize(run, agent)
     if envs.is_atari(env_id):
@@ -176,7 +174,10 @@ def _take_atari(run: dict[str, Any]) -> list[str]:
         return []  # said when the run is checked
     places = [n for n, wrapper in enumerate(wrappers) if _ATARI_WRAPPER in wrapper]
     run["frame_stack"] = run.get("frame_stack") or 1
-    options = dict(run.get("env_options") or {})
+    given = run.get("env_options") or {}
+    if not isinstance(given, Mapping):
+        return []
+    options = dict(given)
     if options.get("frameskip") == 1:  # as every game is made here
         del options["frameskip"]
     if "repeat_action_probability" in options:
@@ -197,17 +198,21 @@ def _take_atari(run: dict[str, Any]) -> list[str]:
 def _add_callbacks(run: dict[str, Any], value: Any) -> list[str]:
     """Turn fire_rl's callbacks into keys of the run, in place; return the faults of others."""
     faults, interventions = [], []
-    for given in value if isinstance(value, list) else [] if value is None else [value]:
-        pair = given if isinstance(given, Mapping) and len(given) == 1 else {given: None}
-        ((path, arguments),) = pair.items() if isinstance(pair, Mapping) else {}
-        options = {key: v for key, v in dict(arguments or {}).items() if key != "verbose"}
+    try:
+        listed = envs.read_wrappers(value, "callback")
+    except ValueError as error:
+        return [str(error)]
+    for path, arguments in (pair for callback in listed for pair in callback.items()):
+        options = {key: option for key, option in arguments.items() if key != "verbose"}
         if path == _METRICS:
             run["metrics"] = options
         elif path == _FIRE:
             interventions.append(_fire(options))
         elif path == _INTERVENTION:
             spec = options.pop("intervention", "fire")
-            interventions.append({**({"name": spec} if isinstance(spec, str) else spec), **options})
+            interventions.append(
+                {**(spec if isinstance(spec, dict) else {"name": spec}), **options}
+            )
         else:
             faults.append(f"`callback` {path} has no counterpart here: train.py attaches its own.")
     if interventions:
@@ -218,5 +223,8 @@ def _add_callbacks(run: dict[str, Any], value: Any) -> list[str]:
 def _fire(options: dict[str, Any]) -> dict[str, Any]:
     """Return FireCallback's arguments as an entry of `intervention`."""
     schedule = {key: options.pop(key) for key in _WHEN if key in options}
-    schedule |= options.pop("threshold", None) or {}
+    threshold = options.pop("threshold", None)
+    schedule |= threshold if isinstance(threshold, dict) else {}
+    if threshold is not None and not isinstance(threshold, dict):
+        schedule["threshold"] = threshold  # said when the run is checked
     return {"name": "fire", **options, **({"schedule": schedule} if schedule else {})}
