@@ -24,10 +24,10 @@ def read_python(text: str) -> Any:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
         return _value(tree)
-    except RecursionError as error:
+    except (RecursionError, MemoryError) as error:
         raise ValueError("is nested too deeply") from error
-    except (SyntaxError, MemoryError) as error:
-        raise ValueError(f"is no Python value: {error}") from error
+    except SyntaxError as error:
+        raise ValueError(f"is no Python value: {error.msg}") from error
 
 
 def _value(node: ast.expr) -> Any:

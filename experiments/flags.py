@@ -164,8 +164,10 @@ def read_configs(args: Args) -> list[RunConfig]:
             zoo = from_zoo(values, args.config.stem, args.algo, args.env)
             if zoo.entry == "default":
                 print(f"{args.config}: its `default` is used for {args.env}.", file=sys.stderr)
-            values, faults = zoo.values, zoo.faults
-    faults = faults + _apply_flags(values, args)
+            values, faults = zoo.values, list(zoo.faults)
+            if "total_timesteps" not in values and args.total_timesteps is None:
+                faults.append(f"`n_timesteps` is missing in `{zoo.entry}`: give --total-timesteps.")
+    faults += _apply_flags(values, args)
     try:
         first = parse_config(values)
     except ConfigError as error:

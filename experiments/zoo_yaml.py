@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import envs
-from agents.algorithms import is_algorithm
+from agents.algorithms import algorithm_name, hyperparameters, is_algorithm
 from agents.python_text import read_python
 from experiments.plain_yaml import ConfigError
+from fire_rl.utils.validation import nearest
 
 # rl_zoo3's words for our keys; those of gymnasium and of its command line too.
 RENAMED: Mapping[str, str] = {
@@ -110,9 +111,9 @@ def from_zoo(
     shared = "atari" if envs.is_atari(env_id) else "default"
     key = env_id if env_id in values else shared
     if not isinstance(values.get(key), Mapping):
-        raise ConfigError(
-            [f"This file of rl_zoo3 has no entry for {env_id}, and no `{shared}`; it has {listed}."]
-        )
+        meant = nearest(env_id, [str(key) for key in values])
+        missing = f"This file of rl_zoo3 has no entry for {env_id} and no `{shared}`"
+        raise ConfigError([f"{missing}; it has {listed}.{meant}"])
     return _convert(values[key], algo or name, env, key)
 
 
@@ -121,7 +122,8 @@ def _convert(entry: Mapping[str, Any], algo: str, env: str, key: str) -> Convert
     given: dict[str, Any] = {}
     for word, value in entry.items():
         try:
-            given[word] = _read(value) if word in _TEXTS else value
+            if value is not None or not _may_be_null(str(word)):
+                given[str(word)] = _read(value) if word in _TEXTS else value
         except ValueError as error:
             faults.append(f"`{word}` {error}.")
     env_id = env.rpartition(":")[2]
@@ -135,8 +137,10 @@ def _convert(entry: Mapping[str, Any], algo: str, env: str, key: str) -> Convert
             faults.append(f"`{word}` has no counterpart here: {WITHOUT_COUNTERPART[word]}.")
         elif word in RENAMED or word in _SAME:
             run[RENAMED.get(word, word)] = value
-        elif value is not None or not str(word).endswith("_kwargs"):
-            agent[str(word)] = value
+        elif meant := _misspelt(word, algo):
+            faults.append(f"`{word}` is no known key.{meant}")
+        else:
+            agent[word] = value
     _take_noise(agent)
     _take_normalize(run, agent)
     if envs.is_atari(env_id):
@@ -144,8 +148,24 @@ def _convert(entry: Mapping[str, Any], algo: str, env: str, key: str) -> Convert
     return Converted({**run, "agent": agent}, faults, key)
 
 
+def _may_be_null(word: str) -> bool:
+    """Tell whether null is as good as absent; it is a value of some of SB3's arguments."""
+    ours = word in (*_SAME, "env_kwargs", *WITHOUT_COUNTERPART)
+    return (ours and word != "n_envs") or word.endswith(("_kwargs", "_class"))
+
+
 def _read(value: Any) -> Any:
     return read_python(value) if isinstance(value, str) else value
+
+
+def _misspelt(word: str, algo: str) -> str:
+    """Return which key of rl_zoo3's was meant, if none of the algorithm's is nearer."""
+    try:
+        known = hyperparameters(algorithm_name(algo))
+    except ValueError:
+        return ""  # said when the run is checked
+    meant = nearest(word, [*known, *RENAMED, *_SAME, *WITHOUT_COUNTERPART])
+    return meant if word not in known and meant != nearest(word, known) else ""
 
 
 def _take_noise(agent: dict[str, Any]) -> None:

@@ -3,14 +3,18 @@
 import argparse
 import importlib.util
 import re
+import shutil
 from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import rl_zoo3
+import torch
 import yaml
 from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3 import PPO
 
 from agents.algorithms import algorithm_name, schedules
 from agents.classes import with_classes
@@ -252,6 +256,10 @@ Pendulum-v1:
     without = converted("Pendulum-v1: {n_timesteps: 9, noise_type: null, noise_std: 1}",
                         "Pendulum-v1", "td3")  # fmt: skip
     assert without.agent == {}
+    words = ("env_wrapper", "callback", "vec_env_wrapper", "policy_kwargs", "normalize",
+             "env_kwargs", "frame_stack", "replay_buffer_class")  # fmt: skip
+    nulls = {"n_timesteps": 9, **dict.fromkeys(words)}
+    assert converted(yaml.safe_dump({"CartPole-v1": nulls}), "CartPole-v1").agent == {}
 
 
 def test_all_that_has_no_counterpart_is_named_at_once(tmp_path, main):
@@ -267,6 +275,7 @@ CartPole-v1:
   callback: [rl_zoo3.callbacks.RawStatisticsCallback, fire_rl.FireCallback: {every: 0}]
   env_wrapper: [rl_zoo3.wrappers.FrameSkp, gymnasium.wrappers.TimeLimit]
   learning_rat: 3
+  normalise: true
   clip_range: const_0.2
 """)
     code, _, err = main("--config", tmp_path / "ppo.yml", "--env", "CartPole-v1", "--seeds", 0)
@@ -286,7 +295,8 @@ CartPole-v1:
         "`agent.clip_range` must be a number or a linear schedule such as lin_3e-4",
         "`total_timesteps` must be a valid integer, got 'many'",
         "--seeds must be at least 1",
-        "found 13 faults",
+        "`normalise` is no known key. Did you mean 'normalize'?",
+        "found 14 faults",
     ):
         assert expected in err, (expected, err)
 
@@ -296,15 +306,16 @@ CartPole-v1:
     [
         ("ppo.yml", [], "say which entry by --env ID, of CartPole-v1, default."),
         ("fire_ppo.yml", ["--env", "CartPole-v1"], "'fire_ppo' is none: add --algo NAME"),
-        ("ppo.yml", ["--env", "ALE/Pong-v5"], "has no entry for ALE/Pong-v5, and no `atari`"),
+        ("ppo.yml", ["--env", "ALE/Pong-v5"], "has no entry for ALE/Pong-v5 and no `atari`"),
         ("ars.yml", ["--env", "CartPole-v1"], "`algo` 'ars' is not trained here"),
         ("her.yml", ["--env", "CartPole-v1"], "HER is a replay buffer in SB3"),
+        ("ppo.yml", ["--env", "Acrobot-v1"], "`n_timesteps` is missing in `default`: give --total"),
         ("ppo.py", ["--env", "CartPole-v1"], "is Python, which is not run"),
     ],
 )
 def test_what_cannot_be_told_is_asked_for(file, flags, message, tmp_path, main):
     entry = "{n_timesteps: 100, policy: MlpPolicy}"
-    (tmp_path / file).write_text(f"CartPole-v1: {entry}\ndefault: {entry}\n")
+    (tmp_path / file).write_text(f"CartPole-v1: {entry}\ndefault: {{policy: MlpPolicy}}\n")
     code, _, err = main("--config", tmp_path / file, *flags)
     assert code == 2
     assert message in err
@@ -416,6 +427,67 @@ def test_an_entry_is_trained(file, main, tmp_path):
     found = parse_config(read_yaml((tmp_path / "run" / "config.yaml").read_text()))
     assert (found.algo, found.env, found.total_timesteps) == (file, env, 256)
     assert (tmp_path / "run" / "model.zip").exists()
+
+
+GOALS = """
+import gymnasium as gym
+from stable_baselines3.common.envs import BitFlippingEnv
+
+gym.register("Flip-v0", lambda **given: BitFlippingEnv(n_bits=4, max_steps=8, **given))
+"""
+
+
+def test_hindsight_replay_is_trained(main, tmp_path, monkeypatch):
+    (tmp_path / "my_goals.py").write_text(GOALS)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "dqn.yml").write_text("""
+Flip-v0:
+  n_timesteps: 200
+  policy: MultiInputPolicy
+  learning_starts: 50
+  replay_buffer_class: HerReplayBuffer
+  replay_buffer_kwargs: "dict(n_sampled_goal=2, goal_selection_strategy='final')"
+  policy_kwargs: "dict(net_arch=[8])"
+""")
+    code, _, err = main("--config", tmp_path / "dqn.yml", "--env", "my_goals:Flip-v0",
+                        "--log-dir", tmp_path / "run", "-n", 100, "--set", "eval=null",
+                        "metrics=null")  # fmt: skip
+    del gym.registry["Flip-v0"]
+    assert code == 0, err
+
+
+WRAPPED = """
+Pendulum-v1:
+  n_timesteps: 512
+  policy: MlpPolicy
+  n_steps: 128
+  batch_size: 64
+  policy_kwargs: dict(net_arch=[8])
+  env_wrapper:
+    - sb3_contrib.common.wrappers.TimeFeatureWrapper
+    - rl_zoo3.wrappers.FrameSkip: {skip: 3}
+    - rl_zoo3.wrappers.HistoryWrapper: {horizon: 2}
+"""
+
+
+def test_a_run_with_wrappers_goes_on_exactly(main, tmp_path):
+    (tmp_path / "ppo.yml").write_text(WRAPPED)
+    run = tmp_path / "run"
+    code, _, err = main("--config", tmp_path / "ppo.yml", "--env", "Pendulum-v1", "--log-dir", run,
+                        "--set", "eval=null", "metrics=null", "checkpoint.every=256",
+                        "checkpoint.keep_last=null")  # fmt: skip
+    assert code == 0, err
+    whole = PPO.load(run / "model.zip").policy.state_dict()
+    (run / "model.zip").unlink()
+    (run / "result.json").unlink()
+    for later in (run / "checkpoints").iterdir():
+        if later.name.lstrip("0") == "512":
+            shutil.rmtree(later)
+    code, out, err = main("--resume", run)
+    assert code == 0, err
+    assert "resumed from" in out
+    resumed = PPO.load(run / "model.zip").policy.state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 @pytest.mark.full
