@@ -35,8 +35,8 @@ WITHOUT_COUNTERPART: Mapping[str, str] = {
     "vec_env_wrapper": "vector environments are wrapped by `frame_stack` and `normalize` only; "
     "`env_wrapper` wraps each single environment",
 }
-# Keys that say the same in both.
-_SAME = ("env_wrapper", "frame_stack", "n_envs", "normalize")
+# The keys of an entry that are keys of a run; all others are the algorithm's.
+_KEYS = ("env_kwargs", "env_wrapper", "frame_stack", "n_envs", "n_timesteps", "normalize")
 # What rl_zoo3 evaluates if it is a text.
 _TEXTS = (
     "env_kwargs",
@@ -135,7 +135,7 @@ def _convert(entry: Mapping[str, Any], algo: str, env: str, key: str) -> Convert
             faults += _add_callbacks(run, value)
         elif word in WITHOUT_COUNTERPART:
             faults.append(f"`{word}` has no counterpart here: {WITHOUT_COUNTERPART[word]}.")
-        elif word in RENAMED or word in _SAME:
+        elif word in _KEYS:
             run[RENAMED.get(word, word)] = value
         elif meant := _misspelt(word, algo):
             faults.append(f"`{word}` is no known key.{meant}")
@@ -150,8 +150,8 @@ def _convert(entry: Mapping[str, Any], algo: str, env: str, key: str) -> Convert
 
 def _may_be_null(word: str) -> bool:
     """Tell whether null is as good as absent; it is a value of some of SB3's arguments."""
-    ours = word in (*_SAME, "env_kwargs", *WITHOUT_COUNTERPART)
-    return (ours and word != "n_envs") or word.endswith(("_kwargs", "_class"))
+    ours = word in (*_KEYS, *WITHOUT_COUNTERPART) and word not in ("n_envs", "n_timesteps")
+    return ours or word.endswith(("_kwargs", "_class"))
 
 
 def _read(value: Any) -> Any:
@@ -164,18 +164,15 @@ def _misspelt(word: str, algo: str) -> str:
         known = hyperparameters(algorithm_name(algo))
     except ValueError:
         return ""  # said when the run is checked
-    meant = nearest(word, [*known, *RENAMED, *_SAME, *WITHOUT_COUNTERPART])
+    meant = nearest(word, [*known, *_KEYS, *WITHOUT_COUNTERPART])
     return meant if word not in known and meant != nearest(word, known) else ""
 
 
 def _take_noise(agent: dict[str, Any]) -> None:
-    """Read the noise as rl_zoo3 does: any text with "normal" in it is normal, null is none."""
+    """Read the noise as rl_zoo3 does: any text with "normal" in it is normal."""
     kind = agent.get("noise_type")
     if isinstance(kind, str):
         agent["noise_type"] = "normal" if "normal" in kind else kind.strip()
-    elif kind is None:
-        agent.pop("noise_type", None)
-        agent.pop("noise_std", None)
 
 
 def _take_normalize(run: dict[str, Any], agent: Mapping[str, Any]) -> None:

@@ -253,9 +253,6 @@ Pendulum-v1:
         },
     }
     assert dotted_names(config.model_dump()) == []  # all built in
-    without = converted("Pendulum-v1: {n_timesteps: 9, noise_type: null, noise_std: 1}",
-                        "Pendulum-v1", "td3")  # fmt: skip
-    assert without.agent == {}
     words = ("env_wrapper", "callback", "vec_env_wrapper", "policy_kwargs", "normalize",
              "env_kwargs", "frame_stack", "replay_buffer_class")  # fmt: skip
     nulls = {"n_timesteps": 9, **dict.fromkeys(words)}
@@ -274,6 +271,8 @@ CartPole-v1:
   monitor_kwargs: dict(info_keywords=('is_success',))
   callback: [rl_zoo3.callbacks.RawStatisticsCallback, fire_rl.FireCallback: {every: 0}]
   env_wrapper: [rl_zoo3.wrappers.FrameSkp, gymnasium.wrappers.TimeLimit]
+  noise_std: 0.1
+  env_id: Other-v0
   learning_rat: 3
   normalise: true
   clip_range: const_0.2
@@ -296,7 +295,9 @@ CartPole-v1:
         "`total_timesteps` must be a valid integer, got 'many'",
         "--seeds must be at least 1",
         "`normalise` is no known key. Did you mean 'normalize'?",
-        "found 14 faults",
+        "`agent.noise_std` is no hyper-parameter of ppo",
+        "`agent.env_id` is called `env` here",
+        "found 16 faults",
     ):
         assert expected in err, (expected, err)
 
