@@ -279,9 +279,9 @@ def _move_frame_stack(values: Mapping[str, Any]) -> dict[str, Any]:
 def _split_module(values: Mapping[str, Any]) -> dict[str, Any]:
     """Accept gymnasium's ``env: "module:ID"``, too: the module is imported first."""
     env, imports = values.get("env"), values.get("imports", [])
-    if not isinstance(env, str) or ":" not in env or not isinstance(imports, list):
+    module, colon, env_id = env.partition(":") if isinstance(env, str) else ("", "", "")
+    if not module or not colon or not isinstance(imports, list):
         return dict(values)
-    module, _, env_id = env.partition(":")
     return {**values, "env": env_id, "imports": [*imports, module]}
 
 
