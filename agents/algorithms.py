@@ -41,7 +41,9 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
 _SYNONYMS = {"ppo_lstm": "recurrent_ppo", "ppo_mask": "maskable_ppo"}
 _REFUSED = {
     "ars": "ARS searches at random, without gradients: there is no plasticity to measure or to "
-    "restore. Train it with rl_zoo3."
+    "restore. Train it with rl_zoo3.",
+    "her": "HER is a replay buffer in SB3, not an algorithm: choose sac, td3, ddpg, tqc or dqn "
+    "with `replay_buffer_class: HerReplayBuffer`.",
 }
 
 # Policies beside SB3's own.
@@ -77,6 +79,11 @@ def algorithm_name(name: str) -> str:
     if name not in ALGORITHMS:
         raise ValueError(f"`algo` is {name!r}, which is no algorithm here.{hint(name, ALGORITHMS)}")
     return name
+
+
+def is_algorithm(name: str) -> bool:
+    """Tell whether a name is that of an algorithm, ours or rl_zoo3's, trained here or not."""
+    return name in {**ALGORITHMS, **_SYNONYMS, **_REFUSED}
 
 
 def hyperparameters(algo: str) -> list[str]:

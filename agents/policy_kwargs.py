@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
 from stable_baselines3.common.policies import BasePolicy
 
 from agents.classes import HOMES, find_class
+from agents.python_text import read_python
 from agents.signatures import arguments, convert, hint
 from fire_rl.utils.validation import as_number
 
@@ -30,7 +32,7 @@ def check_policy_kwargs(policy: type[BasePolicy], value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(
             "`agent.policy_kwargs` must be a mapping such as {net_arch: [256, 256]}, got "
-            f"{value!r}. Text is never evaluated."
+            f"{value!r}. Text is never evaluated.{_as_yaml(value)}"
         )
     known = {name: kind for name, kind in arguments(policy).items() if name not in _SET_BY_SB3}
     checked, faults = {}, []
@@ -52,7 +54,21 @@ def _check(label: str, name: str, given: Any, policy: type, known: Mapping[str, 
     if name in HOMES:
         find_class(name, given)
         return given
+    if name == "net_arch" and isinstance(given, list) and len(given) == 1:
+        given = given[0] if isinstance(given[0], Mapping) else given  # SB3 reads [{pi: ...}] so
     if isinstance(given, Mapping):
         # Handed on to a class that is known only later, such as `optimizer_kwargs`.
         return {key: as_number(item) for key, item in given.items()}
     return convert(label, known[name], given)
+
+
+def _as_yaml(value: Any) -> str:
+    """Say how a Python text is written in YAML, if it can be."""
+    try:
+        read = read_python(str(value))
+    except ValueError:
+        return ""
+    if not isinstance(read, Mapping):
+        return ""
+    flow = yaml.safe_dump(read, default_flow_style=True, sort_keys=False, width=10**6).strip()
+    return f" In YAML: {flow}"

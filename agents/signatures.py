@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any, Union, get_args, get_origin
 
@@ -67,7 +67,7 @@ def one_of(names: Collection[str]) -> str:
 
 
 def _is_callable(declared: Any) -> bool:
-    return "Callable" in str(get_origin(declared))
+    return Callable in (declared, get_origin(declared))  # TQC declares it bare
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}

@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from envs import atari, mujoco, registry
+from envs import wrappers as named
 from envs.continual import TaskSequence, check_tasks, inner_change, outer_change
 from envs.masks import with_action_masks
 from fire_rl.checkpoints.env_state import StateAccess
@@ -44,6 +45,7 @@ def make_vec_env(
     seed: int | None = None,
     training: bool = True,
     env_options: Mapping[str, Any] | None = None,
+    env_wrapper: Sequence[named.Wrapper] = (),
     normalize: bool | Mapping[str, Any] = False,
     gamma: float | None = None,
     frame_stack: int | None = None,
@@ -64,6 +66,8 @@ def make_vec_env(
         seed: Of the first copy; the others count up.
         training: False for evaluation: whole episodes, raw rewards, frozen normalisation.
         env_options: Arguments of ``gym.make``; for Atari also those of :func:`envs.atari.wrap`.
+        env_wrapper: Wrappers by dotted path, see :func:`envs.wrappers.read_wrappers`, the innermost
+            first: outside of those for Atari, inside of ``tasks``.
         normalize: True, or options of VecNormalize.
         gamma: The agent's discount, for the normalisation of rewards.
         frame_stack: Frames that the agent sees at once; by default 4 for Atari, else 1.
@@ -90,6 +94,8 @@ def make_vec_env(
         options, wrapper_options = atari.split_options(options)
         wrappers.append(partial(atari.wrap, training=training, options=wrapper_options))
         frame_stack = atari.DEFAULT_FRAME_STACK if frame_stack is None else frame_stack
+    if env_wrapper:
+        wrappers.append(partial(named.wrap, wrappers=env_wrapper))
     make: Any = partial(registry.make_env, env_id, tuple(imports), options, render_mode)
     if tasks is not None:
         check_tasks(tasks, n_envs if training else 1, env_id, env_options, imports)
@@ -102,11 +108,10 @@ def make_vec_env(
         make = inner_change(tasks, env_id, make_one)
         wrappers += outer_change(tasks)
         wrappers.append(partial(TaskSequence, every=every, recurring=tasks.get("recurring")))
-        if vec_env == "subproc":  # what does not fit is said here, and not in a worker
-            _wrap_all(make(), wrappers).close()
     if action_masks:
         wrappers.append(with_action_masks)
     if vec_env == "subproc":
+        _wrap_all(make(), wrappers).close()  # what does not fit is said here, and not in a worker
         wrappers.append(StateAccess)  # checkpoints reach into the worker processes through it
     backend: Any = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[vec_env]
     venv = env_util.make_vec_env(

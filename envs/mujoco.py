@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, find_highest_version
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from fire_rl.utils.validation import nearest
@@ -20,7 +20,9 @@ def extra_for(spec: EnvSpec, error: Exception) -> str:
     """Say what to install for an environment that misses a package."""
     if "mujoco" in str(spec.entry_point) and importlib.util.find_spec("mujoco") is None:
         return "mujoco. Install it with: pip install 'fire-rl[mujoco]'"
-    return str(error)
+    latest = find_highest_version(spec.namespace, spec.name)
+    newer = latest is not None and spec.version is not None and latest > spec.version
+    return f"{error}{f' Here it is {spec.name}-v{latest}.' if newer else ''}"
 
 
 def choose_renderer() -> None:

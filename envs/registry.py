@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -16,20 +17,22 @@ from envs import atari, minatar, mujoco
 from fire_rl.utils.validation import nearest
 
 
-def import_modules(imports: Sequence[str]) -> None:
-    """Import the modules that register third-party environments.
+def import_modules(imports: Sequence[str], label: str = "imports") -> list[ModuleType]:
+    """Import the modules that register third-party environments, or hold something else.
 
     Raises:
-        ImportError: If one of them cannot be imported.
+        ImportError: If one of them cannot be imported; the key ``label`` names it.
     """
+    modules = []
     for module in imports:
         try:
-            importlib.import_module(module)
+            modules.append(importlib.import_module(module))
         except ImportError as error:
             raise ImportError(
-                f"`imports` names the module {module!r}, which cannot be imported: {error}. "
+                f"`{label}` names the module {module!r}, which cannot be imported: {error}. "
                 "Install it, or put its folder on PYTHONPATH."
             ) from error
+    return modules
 
 
 def find_spec(env_id: str, imports: Sequence[str] = ()) -> EnvSpec:
@@ -93,20 +96,41 @@ def make_env(
 
     Raises:
         ImportError: If the environment needs a package that is not installed.
-        ValueError: If the environment refuses its options.
+        ValueError: If the environment refuses its options, or cannot be drawn.
     """
     spec = find_spec(env_id, imports)
     try:
-        return gym.make(spec, render_mode=render_mode, **options)
+        try:
+            return gym.make(spec, render_mode=render_mode, **options)
+        except TypeError:
+            if render_mode is None:  # many constructors know no such argument
+                return gym.make(spec, **options)
+            raise
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise ImportError(f"{env_id} needs a package: {mujoco.extra_for(spec, error)}") from error
     except TypeError as error:
-        raise ValueError(f"`env_options` does not fit {env_id}: {error}") from error
+        raise ValueError(_refusal(spec, options, render_mode, error)) from error
 
 
 def _creator(spec: EnvSpec) -> Any:
-    creator = spec.entry_point
+    creator: Any = spec.entry_point
     try:
+        if getattr(creator, "__module__", "") == gym.envs.__name__:
+            creator()  # no environment: gymnasium says there where it has moved it
         return load_env_creator(creator) if isinstance(creator, str) else creator
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise ImportError(f"{spec.id} needs a package: {mujoco.extra_for(spec, error)}") from error
+
+
+def _refusal(
+    spec: EnvSpec, options: Mapping[str, Any], render_mode: str | None, error: TypeError
+) -> str:
+    """Say why a constructor refuses its arguments."""
+    if render_mode is not None and "render_mode" in str(error):
+        return f"{spec.id} cannot be drawn: its constructor takes no `render_mode` ({error})."
+    given = set(options) - (set(atari.MAKE_ARGUMENTS) if atari.is_atari(spec.id) else set())
+    return (
+        f"`env_options` does not fit {spec.id}: {error}"
+        if given
+        else (f"{spec.id} cannot be made: {type(error).__name__}: {error}")
+    )

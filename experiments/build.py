@@ -70,6 +70,7 @@ def make_env(config: RunConfig, n_envs: int, *, training: bool, **overrides: Any
     options: dict[str, Any] = {
         "seed": config.seed + (0 if training else EVAL_SEED_OFFSET),
         "env_options": config.env_options,
+        "env_wrapper": config.env_wrapper,
         "normalize": config.normalize,
         "gamma": config.agent.get("gamma"),
         "frame_stack": config.frame_stack,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import yaml
@@ -19,8 +19,9 @@ from pydantic import (
 )
 
 import envs
-from agents.algorithms import ALGORITHMS, algorithm_name, check_agent, hyperparameters
-from agents.signatures import hint
+from agents.algorithms import algorithm_name, check_agent, hyperparameters
+from agents.classes import dotted_names as dotted_classes
+from experiments.faults import described, misplaced
 from experiments.interventions import (
     callback_arguments,
     check_arms,
@@ -121,6 +122,7 @@ class RunConfig(Section):
     vec_env: Literal["dummy", "subproc"] = "dummy"
     imports: list[str] = []
     env_options: dict[str, Any] = {}
+    env_wrapper: list[dict[str, dict[str, Any]]] = []
     normalize: bool | dict[str, Any] = False
     frame_stack: Count | None = None
     tasks: Tasks | None = None
@@ -138,15 +140,6 @@ class RunConfig(Section):
     fast_cnn: bool = True
     log_interval: Count | None = None
 
-    # rl_zoo3's and gymnasium's words for our keys.
-    SYNONYMS: ClassVar[Mapping[str, str]] = {
-        "n_timesteps": "total_timesteps",
-        "env_kwargs": "env_options",
-        "env_id": "env",
-        "gym_packages": "imports",
-        "hyperparams": "agent",
-    }
-
     @field_validator("algo")
     @classmethod
     def _check_algo(cls, algo: str) -> str:
@@ -161,6 +154,13 @@ class RunConfig(Section):
                 f"norm_reward: false}}, got {value!r}."
             )
         return value
+
+    @field_validator("env_wrapper", mode="before")
+    @classmethod
+    def _check_env_wrapper(cls, value: Any) -> Any:
+        wrappers = envs.read_wrappers(value)
+        envs.check_wrappers(wrappers)
+        return wrappers
 
     @field_validator("env_options", "normalize", "tasks")
     @classmethod
@@ -180,7 +180,19 @@ class RunConfig(Section):
     @field_validator("agent")
     @classmethod
     def _check_agent(cls, agent: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        return check_agent(info.data["algo"], agent) if "algo" in info.data else agent
+        if "algo" not in info.data:
+            return agent
+        known = hyperparameters(info.data["algo"])
+        faults = {name: misplaced(name, cls.model_fields) for name in agent if name not in known}
+        lines = [fault for fault in faults.values() if fault]
+        rest = {name: value for name, value in agent.items() if not faults.get(name)}
+        try:
+            checked = check_agent(info.data["algo"], rest)
+        except ValueError as error:
+            lines.append(str(error))
+        if lines:
+            raise ValueError("\n".join(lines))
+        return checked
 
     @field_validator("intervention", mode="before")
     @classmethod
@@ -228,15 +240,30 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
         ConfigError: With every fault that there is.
     """
     try:
-        return RunConfig.model_validate(_move_frame_stack(values))
+        return RunConfig.model_validate(_split_module(_move_frame_stack(values)))
     except ValidationError as error:
-        faults = [line for fault in error.errors() for line in _describe(fault).split("\n")]
-        raise ConfigError(faults) from None
+        raise ConfigError(described(error, RunConfig)) from None
 
 
 def dump_yaml(config: RunConfig) -> str:
     """Write a configuration so that :func:`read_yaml` and :func:`parse_config` restore it."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def dotted_names(values: Mapping[str, Any]) -> list[str]:
+    """Return every module, class or function that a run's values name and that is not built in.
+
+    They are imported when the values are checked, so this looks at them without a check.
+
+    Args:
+        values: As read from YAML.
+    """
+    values = _split_module(values)
+    imports, agent = values.get("imports"), values.get("agent")
+    names = [str(module) for module in (imports if isinstance(imports, list) else [])]
+    wrappers = envs.read_wrappers(values.get("env_wrapper"))
+    names += [path for wrapper in wrappers for path in wrapper]
+    return [*names, *(dotted_classes(agent) if isinstance(agent, Mapping) else [])]
 
 
 def _move_frame_stack(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,50 +276,18 @@ def _move_frame_stack(values: Mapping[str, Any]) -> dict[str, Any]:
     return moved
 
 
+def _split_module(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Accept gymnasium's ``env: "module:ID"``, too: the module is imported first."""
+    env, imports = values.get("env"), values.get("imports", [])
+    module, colon, env_id = env.partition(":") if isinstance(env, str) else ("", "", "")
+    if not module or not colon or not isinstance(imports, list):
+        return dict(values)
+    return {**values, "env": env_id, "imports": [*imports, module]}
+
+
 def _as_value_errors(check: Callable[..., Any], *args: Any, **options: Any) -> None:
     """Call a check; pydantic collects ValueErrors only."""
     try:
         check(*args, **options)
     except (TypeError, ImportError) as error:
         raise ValueError(str(error)) from error
-
-
-def _describe(fault: Any) -> str:
-    """Put one of pydantic's faults into our words."""
-    path = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "value_error":
-        message = str(fault["ctx"]["error"])
-        return f"`{path}` {message}." if message.startswith("must be") else message
-    if fault["type"] in ("dict_type", "model_type", "mapping_type"):
-        return (
-            f"`{path}` must be a mapping such as `{path}: {{key: value}}`, got {fault['input']!r}."
-        )
-    if path.endswith("[key]"):
-        path = path.rpartition(".")[0]
-    if "string" in fault["type"] and not isinstance(fault["input"], str) and path:
-        return f"`{path}` must be a word, got {fault['input']!r}."
-    if fault["type"] == "invalid_key":
-        return f"Keys must be words, got {fault['loc'][-1]!r}."
-    if fault["type"] == "missing":
-        flag = f", or give --{path}" if path in ("algo", "env") else ""
-        return f"`{path}` is missing: write `{path}: ...` in the file{flag}."
-    if fault["type"] == "extra_forbidden":
-        section, _, key = path.rpartition(".")
-        synonym = RunConfig.SYNONYMS.get(key)
-        meant = f" Did you mean {synonym!r}?" if synonym else None
-        if not section and any(key in hyperparameters(algo) for algo in ALGORITHMS):
-            meant = f" Hyper-parameters of the algorithm stand under `agent`: `agent.{key}`."
-        return f"`{path}` is no known key.{meant or hint(key, _section(section).model_fields)}"
-    expected = fault["msg"].removeprefix("Input should be ").partition(",")[0]
-    return f"`{path}` must be {expected}, got {fault['input']!r}."
-
-
-def _section(name: str) -> type[Section]:
-    sections: dict[str, type[Section]] = {
-        "metrics": Metrics,
-        "eval": Evaluation,
-        "checkpoint": Checkpoint,
-        "tasks": Tasks,
-        "branch": Branch,
-    }
-    return sections.get(name, RunConfig)

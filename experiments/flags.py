@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from agents import ALGORITHMS
 from experiments.config import RunConfig, parse_config
 from experiments.interventions import entries
 from experiments.plain_yaml import ConfigError, read_yaml, set_value
+from experiments.zoo_yaml import from_zoo, is_zoo_file
 from fire_rl.interventions import CONTROL, INTERVENTIONS
 
 
@@ -33,7 +35,8 @@ class Args:
     """Flags."""
 
     config: Annotated[Path | None, _flag("FILE")] = None
-    """YAML file that describes the run; configs/ has ready-made ones. Or give --algo and --env."""
+    """YAML file that describes the run; configs/ has ready-made ones. Or one of rl_zoo3's, such as
+    ppo.yml, with --env for the entry. Or give --algo and --env."""
     algo: Annotated[str | None, _flag("NAME", help=f"Algorithm: {', '.join(ALGORITHMS)}.")] = None
     env: Annotated[str | None, _flag("ID")] = None
     """Environment: any gymnasium id, such as ALE/Breakout-v5 or HalfCheetah-v5."""
@@ -146,7 +149,10 @@ def read_configs(args: Args) -> list[RunConfig]:
         ConfigError: With every fault that there is, or if the file cannot be read.
     """
     values: dict[str, Any] = {}
+    faults: list[str] = []
     if args.config is not None:
+        if args.config.suffix == ".py":
+            raise ConfigError([f"--config {args.config} is Python, which is not run: give YAML."])
         try:
             loaded = read_yaml(args.config.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
@@ -154,7 +160,14 @@ def read_configs(args: Args) -> list[RunConfig]:
         if not isinstance(loaded, dict):
             raise ConfigError([f"{args.config} must hold keys such as `algo: dqn`."])
         values = loaded
-    faults = _apply_flags(values, args)
+        if is_zoo_file(values, RunConfig.model_fields):
+            zoo = from_zoo(values, args.config.stem, args.algo, args.env)
+            if zoo.entry == "default":
+                print(f"{args.config}: its `default` is used for {args.env}.", file=sys.stderr)
+            values, faults = zoo.values, list(zoo.faults)
+            if "total_timesteps" not in values and args.total_timesteps is None:
+                faults.append(f"`n_timesteps` is missing in `{zoo.entry}`: give --total-timesteps.")
+    faults += _apply_flags(values, args)
     try:
         first = parse_config(values)
     except ConfigError as error:

@@ -67,15 +67,20 @@ class _Loader(yaml.SafeLoader):
     It wants ``1.0e-3`` where people write ``1e-3``, and keeps the last of two equal keys.
     """
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse keys that are given twice."""
-        keys = [key.value for key, _ in node.value]
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._checked: set[yaml.MappingNode] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse keys that are given twice, before ``<<: *anchor`` adds those of the anchor."""
+        keys = [] if node in self._checked else [key.value for key, _ in node.value]
+        self._checked.add(node)
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", node.start_mark
                 )
-        return super().construct_mapping(node, deep)
+        super().flatten_mapping(node)
 
 
 def _construct_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
@@ -83,7 +88,12 @@ def _construct_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
     return int(number) if number.is_integer() else number  # 1e6 is a count
 
 
+def _construct_tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> list[Any]:
+    return loader.construct_sequence(node, deep=True)  # as in rl_zoo3's files; a list is one here
+
+
 _Loader.add_constructor("!number", _construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _construct_tuple)
 _Loader.add_implicit_resolver(
     "!number", re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
 )

@@ -6,11 +6,14 @@ import torch
 from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.her import HerReplayBuffer
 from torch import nn
 
 from agents import ALGORITHMS, load_agent, make_agent
 from agents.algorithms import check_agent, hyperparameters
+from agents.classes import dotted_names, find_class
 from agents.make import _check_memory
 from envs import make_vec_env
 from fire_rl import FrameReplayBuffer
@@ -65,6 +68,12 @@ def test_masks_come_from_the_environment_or_from_its_infos():
         ("dqn", {"train_freq": [1, "episode"]}, {"train_freq": [1, "episode"]}),
         ("ppo", {"clip_range": "lin_0.1"}, {"clip_range": "lin_0.1"}),
         ("ppo", {"clip_range_vf": None}, {"clip_range_vf": None}),
+        ("ppo", {"clip_range_vf": "lin_0.1"}, {"clip_range_vf": "lin_0.1"}),
+        (
+            "ppo",
+            {"policy_kwargs": {"net_arch": [{"pi": [8], "vf": [4]}], "activation_fn": "nn.ReLU"}},
+            {"policy_kwargs": {"net_arch": {"pi": [8], "vf": [4]}, "activation_fn": "nn.ReLU"}},
+        ),
         ("sac", {"ent_coef": "auto_0.1"}, {"ent_coef": "auto_0.1"}),
         ("sac", {"ent_coef": 0.2}, {"ent_coef": 0.2}),
         ("ppo", {"target_kl": "1e-2"}, {"target_kl": 0.01}),
@@ -81,6 +90,32 @@ def test_values_become_what_sb3_declares(algo, given, expected):
     assert all(type(converted[k]) is type(expected[k]) for k in expected)
 
 
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_algorithm_takes_a_schedule_for_its_learning_rate(algo):
+    given = {"learning_rate": "lin_7.3e-4"}
+    assert check_agent(algo, given) == given
+    with pytest.raises(ValueError, match="must be a number or a linear schedule such as lin_3e-4"):
+        check_agent(algo, {"learning_rate": "linear_3"})
+
+
+@pytest.mark.parametrize(
+    ("argument", "name", "expected"),
+    [
+        ("activation_fn", "nn.ReLU", nn.ReLU),
+        ("activation_fn", "th.nn.Tanh", nn.Tanh),
+        ("activation_fn", "torch.nn.GELU", nn.GELU),
+        ("optimizer_class", "th.optim.AdamW", torch.optim.AdamW),
+        ("optimizer_class", "optim.SGD", torch.optim.SGD),
+        ("optimizer_class", "RMSpropTFLike", RMSpropTFLike),
+        ("replay_buffer_class", "HerReplayBuffer", HerReplayBuffer),
+    ],
+)
+def test_classes_by_the_names_that_people_write(argument, name, expected):
+    assert find_class(argument, name) is expected
+    assert dotted_names({"policy_kwargs": {argument: name}}) == []
+    assert dotted_names({argument: f"mine.{name}"}) == [f"mine.{name}"]
+
+
 @pytest.mark.parametrize(
     ("algo", "given", "message"),
     [
@@ -95,6 +130,8 @@ def test_values_become_what_sb3_declares(algo, given, expected):
         ("td3", {"noise_std": 0.1}, "need each other"),
         ("td3", {"action_noise": "normal"}, "agent.noise_type"),
         ("ppo", {"policy_kwargs": "dict(net_arch=[64])"}, "must be a mapping.*never evaluated"),
+        ("ppo", {"policy_kwargs": {"activation_fn": "nn.ReLUU"}}, "Did you mean 'ReLU'"),
+        ("sac", {"replay_buffer_class": "HerReplayBufer"}, "Did you mean 'HerReplayBuffer'"),
         ("ppo", {"policy_kwargs": {"net_arh": [64]}}, "Did you mean 'net_arch'"),
         ("ppo", {"policy_kwargs": {"activation_fn": "relux"}}, "Did you mean 'ReLU'"),
         ("ppo", {"policy_kwargs": {"optimizer_class": "no.such.Adam"}}, "cannot be imported"),

@@ -58,7 +58,7 @@ def test_all_faults_at_once():
     for expected in (
         "`algo` is missing",
         "Did you mean 'algo'?",
-        "`n_timesteps` is no known key. Did you mean 'total_timesteps'?",
+        "`n_timesteps` is called `total_timesteps` here.",
         "`total_timesteps` must be a valid integer, got 'many'.",
         "`seed` must be greater than or equal to 0, got -1.",
         "`vec_env` must be 'dummy' or 'subproc', got 'dumy'.",
