@@ -6,6 +6,8 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import multiprocessing
+import warnings
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -103,9 +105,12 @@ def make_env(
         try:
             return gym.make(spec, render_mode=render_mode, **options)
         except TypeError:
-            if render_mode is None:  # many constructors know no such argument
-                return gym.make(spec, **options)
-            raise
+            if render_mode is not None:
+                raise
+        env = gym.make(spec, **options)  # many constructors know no such argument
+        if multiprocessing.parent_process() is None:  # worker processes need not say it again
+            warnings.warn(_undrawn(spec), UserWarning, stacklevel=2)
+        return env
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise ImportError(f"{env_id} needs a package: {mujoco.extra_for(spec, error)}") from error
     except TypeError as error:
@@ -120,6 +125,13 @@ def _creator(spec: EnvSpec) -> Any:
         return load_env_creator(creator) if isinstance(creator, str) else creator
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise ImportError(f"{spec.id} needs a package: {mujoco.extra_for(spec, error)}") from error
+
+
+def _undrawn(spec: EnvSpec) -> str:
+    return (
+        f"The constructor of {spec.id} takes no `render_mode`: it trains, but `--play --video` "
+        "cannot record it."
+    )
 
 
 def _refusal(

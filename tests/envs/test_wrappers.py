@@ -72,6 +72,7 @@ def _registered():
         del gym.registry[f"Ours/{name}-v0"]
 
 
+@pytest.mark.filterwarnings("ignore:The constructor of Ours/:UserWarning")
 @pytest.mark.parametrize("name", [name for name in ENTRY_POINTS if name != "Broken"])
 def test_a_constructor_needs_no_render_mode(name):
     venv = make_vec_env(f"Ours/{name}-v0", n_envs=2, seed=0)
@@ -81,11 +82,15 @@ def test_a_constructor_needs_no_render_mode(name):
 
 def test_an_environment_without_render_mode_in_worker_processes():
     imports = ["tests.envs.registering"]
-    venv = make_vec_env("Worker-v0", vec_env="subproc", env_options={"size": 5}, imports=imports)
-    assert venv.get_attr("size") == [5]
+    options = {"env_options": {"size": 5}, "imports": imports}
+    with pytest.warns(UserWarning, match="`--play --video` cannot record it") as said:
+        venv = make_vec_env("Worker-v0", n_envs=2, vec_env="subproc", **options)
+    assert len(said) == 1
+    assert venv.get_attr("size") == [5, 5]
     venv.close()
 
 
+@pytest.mark.filterwarnings("ignore:The constructor of Ours/:UserWarning")
 @pytest.mark.parametrize("vec_env", ["dummy", "subproc"])
 def test_what_is_wrong_is_said_before_workers_start(vec_env):
     with pytest.raises(ValueError, match=r"Ours/Broken-v0 cannot be made: TypeError: broken"):
