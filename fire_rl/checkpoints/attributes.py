@@ -15,7 +15,6 @@ import numpy as np
 
 from fire_rl.checkpoints.safe_tree import is_plain
 
-_MISSING = object()
 _PLACES = {"path", "paths", "folder", "dir", "directory", "file", "filename", "prefix", "root"}
 
 
@@ -42,26 +41,38 @@ def holds_text(value: Any) -> bool:
     return isinstance(value, str | bytes) or _holds_place(value)
 
 
+def check_name(obj: Any, name: Any) -> None:
+    """Raise ValueError unless an attribute is one that an object itself may hold.
+
+    Refused are names that are none or that Python itself reads, properties, methods and classes'
+    other attributes that are no plain values.
+    """
+    is_name = type(name) is str and name.isidentifier() and not name.startswith("__")
+    of_class = inspect.getattr_static(type(obj), name, None) if is_name else None
+    is_code = callable(of_class) or hasattr(type(of_class), "__get__")
+    if not is_name or is_code or not (is_plain(of_class) or name in vars(obj)):
+        raise ValueError(
+            f"it would set `{name}` of {type(obj).__name__}, which is no attribute that a "
+            "checkpoint holds"
+        )
+
+
 def check_attribute(obj: Any, name: Any, value: Any) -> None:
     """Raise ValueError unless a capture of an object would write such a plain attribute.
 
-    Refused are names that are none or that Python itself reads, properties and methods, an
-    attribute that now is an object, and a word where there is a number or a container. A number
-    may become an array: ``total = 0`` and then ``total += rewards``.
+    Refused are what :func:`check_name` refuses, an attribute that now is an object, and a word
+    where there is a number or a container. A number may become an array: ``total = 0`` and then
+    ``total += rewards``.
     """
-    what = f"it would set `{name}` of {type(obj).__name__}"
-    if type(name) is not str or not name.isidentifier() or name.startswith("__"):
-        raise ValueError(f"{what}, which is no attribute that a checkpoint holds")
-    of_class = inspect.getattr_static(type(obj), name, _MISSING)
-    if of_class is not _MISSING and not is_plain(of_class) and not _is_annotation(obj, name):
-        raise ValueError(f"{what}, which is no attribute that a checkpoint holds")
-    if not is_plain(value):
-        raise ValueError(f"{what} to an object, {type(value).__name__}")
+    check_name(obj, name)
     current = vars(obj).get(name)
-    if not is_plain(current) and value is not None:
-        raise ValueError(f"{what}, which is {_an(current)} here, to {_an(value)}")
-    if isinstance(value, str | bytes) and not isinstance(current, type(value) | None):
-        raise ValueError(f"{what}, which is {_an(current)} here, to a word")
+    is_object = not is_plain(current) and value is not None
+    is_word = isinstance(value, str | bytes) and not isinstance(current, type(value) | None)
+    if is_object or is_word or not is_plain(value):
+        raise ValueError(
+            f"it would set `{name}` of {type(obj).__name__}, which is {_an(current)} here, to "
+            f"{_an(value)}"
+        )
 
 
 def restorable(
@@ -92,17 +103,6 @@ def may_move(obj: Any, name: str, value: Any) -> bool:
     """Tell whether an attribute, as saved or as it is, says where something is on a disk."""
     given = name if name in constructor_arguments(type(obj)) else ""
     return is_place(given, value) or is_place(given, vars(obj).get(name))
-
-
-def _is_annotation(obj: Any, name: str) -> bool:
-    """Whether an attribute of the object hides a default of its class that is no code."""
-    of_class = inspect.getattr_static(type(obj), name)
-    is_code = (
-        callable(of_class)
-        or hasattr(type(of_class), "__set__")
-        or isinstance(of_class, property | staticmethod | classmethod)
-    )
-    return name in vars(obj) and not is_code
 
 
 def _holds_place(value: Any) -> bool:

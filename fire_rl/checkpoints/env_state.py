@@ -22,7 +22,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from fire_rl.checkpoints.attributes import check_attribute, may_move
+from fire_rl.checkpoints.attributes import check_attribute, check_name, may_move
 from fire_rl.checkpoints.description import describe_env
 from fire_rl.checkpoints.safe_tree import is_plain
 from fire_rl.utils.gymnasium_internals import CONFIGURATION, generator_of, set_generator
@@ -64,11 +64,13 @@ def capture_attributes(obj: Any, skip: Collection[str] = (), parts: Parts = ()) 
 def restore_attributes(obj: Any, state: Mapping[str, Any]) -> None:
     """Put a state back into an object that was built in the same way."""
     for name, saved in state.items():
-        value = _restore(vars(obj).get(name), saved)
+        current = getattr(obj, name, None)
+        value = _restore(current, saved)
         if saved["kind"] == "plain":
             check_attribute(obj, name, value)
-            if not may_move(obj, name, value):
-                setattr(obj, name, value)
+        if value is not current and not may_move(obj, name, value):
+            check_name(obj, name)
+            setattr(obj, name, value)
 
 
 def capture_env(env: gym.Env[Any, Any]) -> list[State]:
