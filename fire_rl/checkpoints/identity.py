@@ -122,13 +122,10 @@ def _misfits(saved: Identity, mine: Identity) -> list[str]:
 
 
 def _differences_of_options(saved: Identity, mine: Identity, branch: bool) -> list[str]:
-    arguments = [dict(each["arguments"]) for each in (saved, mine)]
-    for each in arguments if branch else ():
-        for name in _OF_A_BRANCH:
-            each.pop(name, None)
-    found = _differences(arguments[0], arguments[1]) + _differences(
-        saved["modules"], mine["modules"], "policy."
-    )
+    free = _OF_A_BRANCH if branch else ()
+    one, two = (_without(each["arguments"], *free) for each in (saved, mine))
+    found = _differences(one, two)
+    found += _differences(saved["modules"], mine["modules"], "policy.")
     one, two = (_without(each["environment"], "id") for each in (saved, mine))
     if not _answered_alike(one, two):  # of one of the two less is known
         one, two = ({k: v for k, v in e.items() if k.startswith("vec_")} for e in (one, two))
@@ -170,7 +167,8 @@ def _model_arguments(model: BaseAlgorithm) -> dict[str, Any]:
         found.get("policy_kwargs", {}).pop(name, None)
         if hasattr(model.policy, name):
             found[name] = describe(getattr(model.policy, name))
-    found["action_noise"] = describe(getattr(model, "action_noise", None))
+    noise = getattr(model, "action_noise", None)  # learn() makes it one for several environments
+    found["action_noise"] = describe(getattr(noise, "base_noise", noise))
     buffer = getattr(model, "replay_buffer", None)
     if buffer is not None:
         found["replay_buffer"] = describe_object(buffer, 2, _FREE_IN_BUFFERS.__contains__)

@@ -37,6 +37,7 @@ from fire_rl.checkpoints.manifest import (
     REPLAY,
     STATE,
     files_of,
+    named,
     read_manifest,
     sealed,
     segment_names,
@@ -112,7 +113,6 @@ def save(
             known = {item["file"] for item in (earlier or {"segments": []})["segments"]}
             manifest = _verified(final, known).manifest
         except (OSError, ValueError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             collect_garbage(folder)
             good, _ = _newest_whole(folder)
             rest = f"the last good one is {good.path}" if good else "there is no earlier one"
@@ -120,6 +120,8 @@ def save(
                 f"The checkpoint at step {model.num_timesteps:,} could not be written to "
                 f"{folder}: {error}; {rest}."
             ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # what an error has left of it
         if not manifest["finite"] and (base is None or base.manifest["finite"]):
             logger.warning(
                 "The checkpoint %s holds weights that are NaN or infinite; the newest one with "
@@ -263,9 +265,10 @@ def _write(
     """Write all files of a checkpoint; return the bytes written."""
     training = training_of(model, callbacks)
     buffer = getattr(model, "replay_buffer", None)
-    replay, head, written = replay_segments.write_replay(
-        buffer, model.num_timesteps, folder / REPLAY, earlier
-    )
+    with named(folder / REPLAY):
+        replay, head, written = replay_segments.write_replay(
+            buffer, model.num_timesteps, folder / REPLAY, earlier
+        )
     _sync(folder / REPLAY)
     now = identities.identity(model, callbacks)
     tree = {
@@ -274,12 +277,15 @@ def _write(
         "replay": head,
     }
     (target / STATE).mkdir()
-    write_tree(target / STATE, tree)
-    with (target / MODEL).open("wb") as file:  # SB3 leaves its own file open after an error
+    with named(target / STATE):
+        write_tree(target / STATE, tree)
+    # SB3 leaves its own file open after an error
+    with named(target / MODEL), (target / MODEL).open("wb") as file:
         model.save(file)
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
-        normalize.save(str(target / VECNORMALIZE))
+        with named(target / VECNORMALIZE):
+            normalize.save(str(target / VECNORMALIZE))
     files = []
     for path in sorted([*target.glob("*.*"), *(target / STATE).iterdir()]):
         size = path.stat().st_size
@@ -300,7 +306,8 @@ def _write(
         "number": next_number(folder),
         "finite": _is_finite(model),
     }
-    (target / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
+    with named(target / MANIFEST):
+        (target / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
     for path in (target / MANIFEST, target / STATE, target):
         _sync(path)
     return written

@@ -141,6 +141,8 @@ def _restore_model(model: BaseAlgorithm, state: State) -> None:
             setattr(part, name, values[name].to(model.device))
     left_out = constructor_arguments(type(model)) | _NOT_OF_THE_MODEL | set(variables)
     for name, value in restorable(model, state["attributes"], left_out):
+        if isinstance(value, str | bytes) and vars(model).get(name) is None:
+            raise ValueError(f"it would set `{name}` of {type(model).__name__} to a word")
         setattr(model, name, _like(getattr(model, name, None), value, model.device))
     restore_attributes(_parts(model), state["parts"])
 
