@@ -141,9 +141,9 @@ def _other_callbacks(saved: Identity, mine: Identity) -> list[str]:
     one, two = ([callback["class"] for callback in each["callbacks"]] for each in (saved, mine))
     if one == two:
         return []
+    words = [", ".join(classes) or "no callback" for classes in (two, one)]
     return [
-        f"the callbacks are others than the checkpoint's: {', '.join(two) or 'none'} stand where "
-        f"{', '.join(one) or 'none'} stood"
+        f"the callbacks are others than the checkpoint's: {words[0]} stand where {words[1]} stood"
     ]
 
 
