@@ -194,31 +194,32 @@ def checkpoints(folder: str | Path) -> list[Path]:
 def latest(folder: str | Path) -> Checkpoint | None:
     """Return the newest checkpoint, as they were written, that is whole.
 
-    Those that are not are named in warnings.
+    Those that are not are named in warnings. A folder without a manifest was never a whole one.
 
     Raises:
         CheckpointError: If there are checkpoints, and none of them is whole.
     """
     found, damaged = _newest_whole(Path(folder))
-    if found is None and damaged:
+    complete = [error for path, error in damaged.items() if os.path.lexists(path / MANIFEST)]
+    if found is None and complete:
         raise CheckpointError(
-            f"None of the {len(damaged)} checkpoints in {folder} can be used, and a training that "
+            f"None of the {len(complete)} checkpoints in {folder} can be used, and a training that "
             "began anew there would hide what is left of them. The newest: "
-            f"{damaged[0]} To begin anew, choose another folder, or move them away."
+            f"{complete[0]} To begin anew, choose another folder, or move them away."
         )
     return found
 
 
-def _newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def _newest_whole(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
     """Return the newest whole checkpoint, and what is wrong with those that were passed over."""
     found, damaged = survey(folder)
-    wrong: list[str] = []
+    wrong: dict[Path, str] = {}
     for path in [*reversed(damaged), *reversed(found)]:
         try:
             return check(path), wrong
         except CheckpointError as error:
             logger.warning("%s It is passed over.", error)
-            wrong.append(str(error))
+            wrong[path] = str(error)
     return None, wrong
 
 
