@@ -36,6 +36,8 @@ _OF_A_BRANCH = ("seed",)  # what another training with the same model may have o
 _GROWING = ("horizon",)
 _SCHEDULES = ("learning_rate", "clip_range", "schedule")
 _MOST = 12  # differences that are listed
+_STATE = "~state"  # stands where a value has changed: it was no option
+_NOT_GIVEN = "not given"
 
 
 def identity(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) -> Identity:
@@ -108,7 +110,7 @@ def _misfits(saved: Identity, mine: Identity) -> list[str]:
                 f"model's {mine['spaces'][name]}"
             )
     one, two = saved["environment"].get("id"), mine["environment"].get("id")
-    if isinstance(one, str) and isinstance(two, str) and one != two:
+    if None not in (one, two) and one not in (two, _STATE):
         found.append(
             f"the checkpoint is one of another environment: its id is {one}, the model's {two}"
         )
@@ -241,10 +243,6 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(item, f"{name}[{index}]")
     else:
         yield name, value
-
-
-_STATE = "~state"  # stands where a value has changed: it was no option
-_NOT_GIVEN = "not given"
 
 
 def _unchanged(start: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
