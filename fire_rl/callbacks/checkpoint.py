@@ -18,6 +18,7 @@ from fire_rl.checkpoints.manifest import Checkpoint, CheckpointError
 from fire_rl.checkpoints.ownership import (
     check_total,
     check_unfinished,
+    hand_over,
     is_in_memory,
     mark_finished,
     training_of,
@@ -76,7 +77,8 @@ class RunCheckpointCallback(BaseCallback):
             all. The newest one with finite weights stays beyond that, and those of other trainings.
         resume: True to go on from the newest whole checkpoint in ``folder``, and to start anew
             if there is none. A training that has come to its total, and one that this process has
-            written with another model, is an error: give each training its own folder. Or a
+            written with another model and not stopped with :class:`TrainingStopped`, is an error:
+            give each training its own folder. Or a
             checkpoint, whosever it is: its path, or what
             :func:`~fire_rl.checkpoints.store.latest` returned, which is not verified again.
         branch_from: A checkpoint, as in ``resume``, of another training with the same model, to go
@@ -177,6 +179,7 @@ class RunCheckpointCallback(BaseCallback):
         if self.clock.take() is not None or self.stop_requested:
             saved = self._save()
             if self.stop_requested:
+                hand_over(self.model)
                 self._lock.close()
                 raise TrainingStopped(saved)
 

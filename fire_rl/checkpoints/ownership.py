@@ -65,6 +65,7 @@ def training_of(
         _TRAININGS[model] = known
         _WRITERS.add(known.writer)
         return known
+    _WRITERS.add(known.writer)
     if start and (known.env is not model.env or model.num_timesteps == 0):
         known.identity, known.env = identity(model, callbacks), model.env
         if model.num_timesteps == 0:
@@ -78,6 +79,11 @@ def training_of(
 
 def _classes(found: Identity) -> list[str]:
     return [callback["class"] for callback in found["callbacks"]]
+
+
+def hand_over(model: BaseAlgorithm) -> None:
+    """Let another model of this process go on with a training: it was stopped for that."""
+    _WRITERS.discard(_TRAININGS[model].writer)
 
 
 def go_on_with(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:

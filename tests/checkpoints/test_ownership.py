@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 
 from fire_rl import RunCheckpointCallback, TrainingStopped
 from fire_rl.checkpoints import ownership
@@ -30,6 +31,20 @@ def train(folder, total=64, seed=0, **options):
     return model.learn(total, callback=saver), saver
 
 
+class Broken(BaseCallback):
+    """An error of the user's, in the middle of a training."""
+
+    def _on_step(self):
+        assert self.num_timesteps < 40
+        return True
+
+
+def broken(folder, seed=0):
+    saver = RunCheckpointCallback(16, folder)
+    with pytest.raises(AssertionError):
+        make_model("ppo", seed=seed).learn(64, callback=[Broken(), saver])
+
+
 def stopped(folder, at=32, seed=0, **options):
     with pytest.raises(TrainingStopped):
         train(folder, seed=seed, stop_at=at, **options)
@@ -45,11 +60,18 @@ def test_seeds_that_share_a_folder_are_refused(seeds, tmp_path):
     train(tmp_path, seed=seeds[0])
     with pytest.raises(CheckpointError, match=r"has ended, at step 64 of 64.*a folder of its own"):
         train(tmp_path, seed=seeds[1], resume=True)
-    stopped(tmp_path / "cut", seed=seeds[0])
+    broken(tmp_path / "cut", seed=seeds[0])
     before = names(tmp_path / "cut")
     with pytest.raises(CheckpointError, match="this process has written with another model"):
         train(tmp_path / "cut", seed=seeds[1], resume=True)
     assert names(tmp_path / "cut") == before
+
+
+def test_a_training_that_was_stopped_for_it_is_handed_over(tmp_path):
+    stopped(tmp_path)
+    resumed, _ = train(tmp_path, resume=True)
+    whole, _ = train(tmp_path / "whole")
+    assert not changed(state_of(whole), state_of(resumed))
 
 
 def test_a_finished_training_goes_on_by_its_path_and_is_killed_then(tmp_path, new_process):
