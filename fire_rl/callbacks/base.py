@@ -9,6 +9,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from fire_rl.callbacks.event_clock import EventClock
+from fire_rl.checkpoints.identity import options_of
 from fire_rl.sb3.callback_tree import callback_paths
 from fire_rl.sb3.measurement import probe_size
 from fire_rl.sb3.model_view import ModelView
@@ -95,6 +96,10 @@ class RolloutCallback(BaseCallback):
         assert self.source is not None
         self.clock.set_state(state["clock"])
         self.source.set_state(state["source"], self.model.device)
+
+    def get_options(self) -> dict[str, Any]:
+        """Return the options that a run must be resumed with, as plain values."""
+        return options_of(self)
 
     def _probe(self) -> Probe | None:
         """The frozen probe, or what there is before enough observations exist for it."""

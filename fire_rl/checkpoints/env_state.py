@@ -22,6 +22,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
+from fire_rl.checkpoints.attributes import check_attribute, check_name, may_move
+from fire_rl.checkpoints.description import describe_env
 from fire_rl.checkpoints.safe_tree import is_plain
 from fire_rl.utils.gymnasium_internals import CONFIGURATION, generator_of, set_generator
 
@@ -62,7 +64,13 @@ def capture_attributes(obj: Any, skip: Collection[str] = (), parts: Parts = ()) 
 def restore_attributes(obj: Any, state: Mapping[str, Any]) -> None:
     """Put a state back into an object that was built in the same way."""
     for name, saved in state.items():
-        setattr(obj, name, _restore(getattr(obj, name, None), saved))
+        current = getattr(obj, name, None)
+        value = _restore(current, saved)
+        if saved["kind"] == "plain":
+            check_attribute(obj, name, value)
+        if value is not current and not may_move(obj, name, value):
+            check_name(obj, name)
+            setattr(obj, name, value)
 
 
 def capture_env(env: gym.Env[Any, Any]) -> list[State]:
@@ -107,6 +115,10 @@ class StateAccess(gym.Wrapper[Any, Any, Any, Any]):
     def training_state(self) -> list[State]:
         """Return :func:`capture_env` of what is inside."""
         return capture_env(self.env)
+
+    def training_configuration(self) -> dict[str, Any]:
+        """Return what the environment was built with, as plain values."""
+        return describe_env(self.env)
 
     def restore_training_state(self, states: list[State]) -> None:
         """Apply :func:`restore_env` to what is inside."""

@@ -59,16 +59,19 @@ def write_replay(
     if buffer is None:
         return None, {}, 0
     check_buffer(buffer)
-    num_rows = num_timesteps // buffer.n_envs
-    if buffer.size() != min(num_rows, buffer.buffer_size):
-        num_rows = buffer.size()  # filled otherwise than by the steps of this training
+    is_counted = isinstance(buffer, FrameReplayBuffer)
+    num_rows = buffer.num_rows if is_counted else num_timesteps // buffer.n_envs
+    by_steps = (buffer.size(), buffer.pos) == _by_steps(num_rows, buffer.buffer_size)
     description: Description = {
         "class": type(buffer).__name__,
-        "num_rows": num_rows,
+        # Else filled otherwise than by the steps of this training: no row can be told by its number
+        "num_rows": num_rows if by_steps else buffer.size(),
+        "by_steps": by_steps,
         "pos": int(buffer.pos),
         "full": bool(buffer.full),
         "rows": _layout(buffer),
     }
+    num_rows = description["num_rows"]
     before = buffer.n_stack - 1 if isinstance(buffer, FrameReplayBuffer) else 0
     first = max(0, num_rows - buffer.size() - before)
     kept = [item for item in _reusable(earlier, description) if item["last"] > first]
@@ -89,22 +92,30 @@ def check_buffer(buffer: Any) -> None:
         )
 
 
+def misfit(buffer: Any, saved: Description | None) -> list[str]:
+    """Say why a saved replay buffer cannot be put into another: nothing, if it can."""
+    if saved is None or buffer is None:
+        only = saved is not None or buffer is not None
+        return ["only one of checkpoint and model has a replay buffer"] if only else []
+    mine = (type(buffer).__name__, _layout(buffer))
+    if mine == (saved["class"], saved["rows"]):
+        return []
+    return [
+        f"its replay buffer is a {saved['class']} of {saved['rows']}, the model's is a "
+        f"{mine[0]} of {mine[1]}"
+    ]
+
+
 def restore_replay(buffer: Any, saved: Description | None, head: Head, folder: Path) -> None:
     """Put back, in place, what :func:`write_replay` has written.
 
     Raises:
         ValueError: If the buffer is another one, or a segment is damaged.
     """
-    if saved is None or buffer is None:
-        if saved is not None or buffer is not None:
-            raise ValueError("only one of checkpoint and model has a replay buffer")
+    if wrong := misfit(buffer, saved):
+        raise ValueError(wrong[0])
+    if saved is None:
         return
-    mine = (type(buffer).__name__, _layout(buffer))
-    if mine != (saved["class"], saved["rows"]):
-        raise ValueError(
-            f"its replay buffer is a {saved['class']} of {saved['rows']}, the model's is a "
-            f"{mine[0]} of {mine[1]}"
-        )
     for segment in saved["segments"]:
         try:
             read_segment(buffer, segment, folder / segment["file"])
@@ -251,9 +262,14 @@ def _layout(buffer: Any) -> dict[str, list[Any]]:
     }
 
 
+def _by_steps(num_rows: int, size: int) -> tuple[int, int]:
+    """Return how many rows a buffer holds after so many steps, and where the next one goes."""
+    return min(num_rows, size), num_rows % size
+
+
 def _reusable(earlier: Description | None, description: Description) -> list[Description]:
     """Return the segments of an earlier checkpoint from which this buffer goes on."""
     if earlier is None or earlier["num_rows"] > description["num_rows"]:
         return []
-    same = all(earlier[key] == description[key] for key in ("class", "rows"))
-    return list(earlier["segments"]) if same else []
+    same = all(earlier[key] == description[key] for key in ("class", "rows", "by_steps"))
+    return list(earlier["segments"]) if same and description["by_steps"] else []

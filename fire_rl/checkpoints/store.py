@@ -7,59 +7,54 @@ last and renamed into place: a kill at any byte leaves the earlier ones as they 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
+from fire_rl.checkpoints import identity as identities
 from fire_rl.checkpoints import replay_segments
+from fire_rl.checkpoints.folder import (
+    check_no_links,
+    collect_garbage,
+    delete_old,
+    free_name,
+    locked,
+    next_number,
+    survey,
+    temporary_for,
+)
+from fire_rl.checkpoints.manifest import (
+    FORMAT,
+    REPLAY,
+    STATE,
+    files_of,
+    named,
+    read_manifest,
+    sealed,
+    segment_names,
+)
+from fire_rl.checkpoints.manifest import Checkpoint as Checkpoint
+from fire_rl.checkpoints.manifest import CheckpointError as CheckpointError
+from fire_rl.checkpoints.manifest import checksum as _checksum  # noqa: F401  (tests seal with it)
+from fire_rl.checkpoints.manifest import sync as _sync
+from fire_rl.checkpoints.ownership import go_on_with, training_of
 from fire_rl.checkpoints.replay_segments import digest
 from fire_rl.checkpoints.safe_tree import read_tree, write_tree
-from fire_rl.checkpoints.training_state import capture_training, check_same, restore_training
-from fire_rl.runs.layout import (
-    MANIFEST,
-    MODEL,
-    VECNORMALIZE,
-    checkpoint_name,
-    checkpoint_order,
-    checkpoint_paths,
-)
-from fire_rl.sb3.internals import total_timesteps
+from fire_rl.checkpoints.training_state import capture_training, restore_training
+from fire_rl.runs.layout import MANIFEST, MODEL, VECNORMALIZE, checkpoint_paths
+from fire_rl.sb3.internals import saved_variables, total_timesteps
 from fire_rl.sb3.loggers import cut_logs, log_sizes
 
 logger = logging.getLogger("fire_rl")
-
-FORMAT = 1
-_REPLAY, _STATE = "replay", "state"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message says which, and what holds now."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint whose files have been compared with their checksums, all of them.
-
-    Attributes:
-        path: Its folder.
-        manifest: What it consists of: steps, files with their checksums, sizes of logs.
-    """
-
-    path: Path
-    manifest: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,8 @@ def save(
         model: The model in training.
         folder: Folder of checkpoints.
         callbacks: The callbacks of the training, whose state is saved too.
-        keep_last: How many checkpoints to keep; None for all.
+        keep_last: How many checkpoints of this training to keep, as they were written; None for
+            all. The new one stays in any case, and so does the newest one with finite weights.
         base: The checkpoint in this folder that this training has written last, or was restored
             from: what it holds of the replay buffer is neither written nor verified again.
 
@@ -104,33 +100,36 @@ def save(
     started = time.perf_counter()
     folder = Path(folder)
     with locked(folder):
-        final = _free_name(folder, model.num_timesteps)
-        temporary = folder / f".{final.name}.tmp"
+        final = free_name(folder, model.num_timesteps)
+        temporary = temporary_for(final)
         try:
-            (folder / _REPLAY).mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
+            check_no_links(folder)
+            (folder / REPLAY).mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
-            earlier = _replay_of(base, folder)
+            earlier = _replay_of(base, folder, training_of(model, callbacks).run)
             written = _write(model, folder, temporary, callbacks, earlier)
             os.replace(temporary, final)
             _sync(folder)
             known = {item["file"] for item in (earlier or {"segments": []})["segments"]}
             manifest = _verified(final, known).manifest
         except (OSError, ValueError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            _collect_garbage(folder)
-            good = latest(folder)
+            collect_garbage(folder)
+            good, _ = _newest_whole(folder)
             rest = f"the last good one is {good.path}" if good else "there is no earlier one"
             raise CheckpointError(
                 f"The checkpoint at step {model.num_timesteps:,} could not be written to "
                 f"{folder}: {error}; {rest}."
             ) from error
-        same_step = _of_step(folder, model.num_timesteps)
-        too_many = [] if keep_last is None else checkpoints(folder)[:-keep_last]
-        for old in {*same_step[:-1], *too_many}:
-            shutil.rmtree(old)
-        _collect_garbage(folder)
-    total = sum(item["bytes"] for item in _files(manifest))
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # what an error has left of it
+        if not manifest["finite"] and (base is None or base.manifest["finite"]):
+            logger.warning(
+                "The checkpoint %s holds weights that are NaN or infinite; the newest one with "
+                "finite weights is kept, whatever `keep_last` is.", final,
+            )  # fmt: skip
+        delete_old(folder, final, keep_last)
+        collect_garbage(folder)
+    total = sum(item["bytes"] for item in files_of(manifest))
     return Saved(final, manifest, written, total, time.perf_counter() - started)
 
 
@@ -151,7 +150,9 @@ def restore(
         checkpoint: What :func:`latest` or :func:`check` has verified; or its folder, which is
             verified first.
         callbacks: The same callbacks in the same order.
-        strict: Whether other hyper-parameters than the checkpoint's are an error.
+        strict: Whether other options than the checkpoint's are an error that names them all: of
+            the algorithm (``seed`` among them), the policy, the environments and the callbacks.
+            Otherwise the model's own hold. Spaces, ``n_envs``, networks and buffers must fit.
         branch: Whether this is another training than the one that was saved, with its own logs
             and callbacks; see :func:`~fire_rl.checkpoints.training_state.restore_training`.
 
@@ -163,17 +164,24 @@ def restore(
     """
     found = checkpoint if isinstance(checkpoint, Checkpoint) else check(checkpoint)
     path, manifest = found.path, found.manifest
+    buffer = getattr(model, "replay_buffer", None)
     try:
-        tree = read_tree(path / _STATE)
-        check_same(model, tree["training"], strict)
-        buffer = getattr(model, "replay_buffer", None)
+        tree = read_tree(path / STATE)
+        saved, mine = tree["identity"], training_of(model, callbacks).identity
+        wrong: list[str] = identities.compare(saved, mine, strict, branch)
+        if saved["algorithm"] == mine["algorithm"]:
+            wrong += replay_segments.misfit(buffer, manifest["replay"])
+        if wrong:
+            raise ValueError("; ".join(wrong))
         replay_segments.restore_replay(
-            buffer, manifest["replay"], tree["replay"], path.parent / _REPLAY
+            buffer, manifest["replay"], tree["replay"], path.parent / REPLAY
         )
-        begun = restore_training(model, tree["training"], callbacks, strict, branch)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"The checkpoint {path} does not fit: {error}.") from error
+        begun = restore_training(model, tree["training"], callbacks, branch)
+    except Exception as error:  # a stranger's files may hold anything
+        what = f"{type(error).__name__} " if isinstance(error, KeyError | AssertionError) else ""
+        raise CheckpointError(f"The checkpoint {path} does not fit: {what}{error}.") from error
     if not branch:
+        go_on_with(model, found)
         cut_logs(model.logger, manifest["logs"])
     return begun
 
@@ -184,13 +192,35 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def latest(folder: str | Path) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole; one that is not is named in a warning."""
-    for path in reversed(checkpoints(folder)):
+    """Return the newest checkpoint, as they were written, that is whole.
+
+    Those that are not are named in warnings. A folder without a manifest was never a whole one.
+
+    Raises:
+        CheckpointError: If there are checkpoints, and none of them is whole.
+    """
+    found, damaged = _newest_whole(Path(folder))
+    complete = [error for path, error in damaged.items() if os.path.lexists(path / MANIFEST)]
+    if found is None and complete:
+        raise CheckpointError(
+            f"None of the {len(complete)} checkpoints in {folder} can be used, and a training that "
+            "began anew there would hide what is left of them. The newest: "
+            f"{complete[0]} To begin anew, choose another folder, or move them away."
+        )
+    return found
+
+
+def _newest_whole(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """Return the newest whole checkpoint, and what is wrong with those that were passed over."""
+    found, damaged = survey(folder)
+    wrong: dict[Path, str] = {}
+    for path in [*reversed(damaged), *reversed(found)]:
         try:
-            return check(path)
+            return check(path), wrong
         except CheckpointError as error:
             logger.warning("%s It is passed over.", error)
-    return None
+            wrong[path] = str(error)
+    return None, wrong
 
 
 def check(path: str | Path) -> Checkpoint:
@@ -209,60 +239,21 @@ def _verified(path: Path, known: Collection[str] = ()) -> Checkpoint:
         path: Its folder.
         known: Segments that an earlier checkpoint has verified.
     """
-    homes = {"": path, _STATE: path / _STATE, _REPLAY: path.parent / _REPLAY}
+    homes = {"": path, STATE: path / STATE, REPLAY: path.parent / REPLAY}
     try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if manifest.pop("checksum") != _checksum(manifest):
-            raise ValueError(f"{MANIFEST} is damaged: its checksum is another one")
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"its format is {manifest['format']!r}, this version reads {FORMAT}")
-        for item in _files(manifest):
+        manifest = read_manifest(path)
+        for item in files_of(manifest):
             if Path(item["file"]).name != item["file"] or item["folder"] not in homes:
                 raise ValueError(f"it names a file elsewhere, {item['file']!r}")
             file = homes[item["folder"]] / item["file"]
             if not file.is_file():
                 raise ValueError(f"{file.name} is missing")
-            is_known = item["folder"] == _REPLAY and item["file"] in known
+            is_known = item["folder"] == REPLAY and item["file"] in known
             if not is_known and digest(file) != item["sha256"]:
                 raise ValueError(f"{file.name} is damaged: its checksum is another one")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is no usable checkpoint: {error}.") from error
     return Checkpoint(path, manifest)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder of checkpoints: one process writes at a time.
-
-    Raises:
-        CheckpointError: If another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with _lock(str(folder.resolve())).acquire(timeout=0):
-            yield
-    except Timeout:
-        raise CheckpointError(
-            f"Another process trains into {folder}: two runs in one folder would overwrite each "
-            "other. Wait for it to end, or choose another folder."
-        ) from None
-
-
-@cache
-def _lock(folder: str) -> FileLock:
-    """One lock object per folder: this process may take it again while it holds it."""
-    return FileLock(Path(folder) / ".lock")
-
-
-def _of_step(folder: Path, step: int) -> list[Path]:
-    """Return the checkpoints of one step, oldest first."""
-    return [path for path in checkpoints(folder) if checkpoint_order(path)[0] == step]
-
-
-def _free_name(folder: Path, step: int) -> Path:
-    """Return a folder for a checkpoint; one of the same step stays until the new one is good."""
-    taken = _of_step(folder, step)
-    return folder / checkpoint_name(step, checkpoint_order(taken[-1])[1] + 1 if taken else 0)
 
 
 def _write(
@@ -273,23 +264,33 @@ def _write(
     earlier: dict[str, Any] | None,
 ) -> int:
     """Write all files of a checkpoint; return the bytes written."""
+    training = training_of(model, callbacks)
     buffer = getattr(model, "replay_buffer", None)
-    replay, head, written = replay_segments.write_replay(
-        buffer, model.num_timesteps, folder / _REPLAY, earlier
-    )
-    _sync(folder / _REPLAY)
-    tree = {"training": capture_training(model, callbacks), "replay": head}
-    (target / _STATE).mkdir()
-    write_tree(target / _STATE, tree)
-    with (target / MODEL).open("wb") as file:  # SB3 leaves its own file open after an error
+    with named(folder / REPLAY):
+        replay, head, written = replay_segments.write_replay(
+            buffer, model.num_timesteps, folder / REPLAY, earlier
+        )
+    _sync(folder / REPLAY)
+    now = identities.identity(model, callbacks)
+    tree = {
+        "identity": identities.without_state(training.identity, now),
+        "training": capture_training(model, callbacks),
+        "replay": head,
+    }
+    (target / STATE).mkdir()
+    with named(target / STATE):
+        write_tree(target / STATE, tree)
+    # SB3 leaves its own file open after an error
+    with named(target / MODEL), (target / MODEL).open("wb") as file:
         model.save(file)
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
-        normalize.save(str(target / VECNORMALIZE))
+        with named(target / VECNORMALIZE):
+            normalize.save(str(target / VECNORMALIZE))
     files = []
-    for path in sorted([*target.glob("*.*"), *(target / _STATE).iterdir()]):
+    for path in sorted([*target.glob("*.*"), *(target / STATE).iterdir()]):
         size = path.stat().st_size
-        where = _STATE if path.parent.name == _STATE else ""
+        where = STATE if path.parent.name == STATE else ""
         files.append({"folder": where, "file": path.name, "bytes": size, "sha256": digest(path)})
         written += size
         _sync(path)
@@ -301,49 +302,37 @@ def _write(
         "files": files,
         "replay": replay,
         "logs": log_sizes(model.logger),
+        "run": training.run,
+        "writer": training.writer,
+        "number": next_number(folder),
+        "finite": _is_finite(model),
     }
-    text = json.dumps({**manifest, "checksum": _checksum(manifest)}, indent=1)
-    (target / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    for path in (target / MANIFEST, target / _STATE, target):
+    with named(target / MANIFEST):
+        (target / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
+    for path in (target / MANIFEST, target / STATE, target):
         _sync(path)
     return written
 
 
-def _replay_of(base: Checkpoint | None, folder: Path) -> dict[str, Any] | None:
+def is_intact(checkpoint: Checkpoint) -> bool:
+    """Tell whether a checkpoint's replay segments are there, as long as they were written."""
+    folder, names = checkpoint.path.parent / REPLAY, segment_names(checkpoint.manifest)
+    sizes = {item["file"]: item["bytes"] for item in files_of(checkpoint.manifest)}
+    files = {name: folder / name for name in names}
+    return all(file.is_file() and file.stat().st_size == sizes[n] for n, file in files.items())
+
+
+def _is_finite(model: BaseAlgorithm) -> bool:
+    """Tell whether all weights, and what SB3 trains beside them, are finite numbers."""
+    tensors = [*model.policy.parameters(), *(getattr(model, n) for n in saved_variables(model))]
+    return all(bool(torch.isfinite(tensor.detach()).all()) for tensor in tensors)
+
+
+def _replay_of(base: Checkpoint | None, folder: Path, run: str) -> dict[str, Any] | None:
     """Return what the checkpoint that this training goes on from says about its replay buffer."""
-    if base is None or base.path.parent.resolve() != folder.resolve() or not base.path.exists():
+    if base is None or base.manifest["run"] != run or not base.path.exists():
+        return None
+    if base.path.parent.resolve() != folder.resolve():
         return None
     replay: dict[str, Any] | None = base.manifest["replay"]
     return replay
-
-
-def _checksum(manifest: Mapping[str, Any]) -> str:
-    """Return a checksum of a manifest that is independent of its layout."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _files(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    replay = manifest["replay"] or {"segments": []}
-    return [*manifest["files"], *({**item, "folder": _REPLAY} for item in replay["segments"])]
-
-
-def _collect_garbage(folder: Path) -> None:
-    """Delete segments that no checkpoint lists, and what a killed process has left behind."""
-    used = set()
-    for path in checkpoints(folder):
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        used |= {item["file"] for item in _files(manifest) if item["folder"] == _REPLAY}
-    for path in (folder / _REPLAY).glob("*.zst"):
-        if path.name not in used:
-            path.unlink()
-    for path in folder.glob(".*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Make sure that a file, or the list of files of a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

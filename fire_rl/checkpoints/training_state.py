@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import logging
 import random
 import warnings
 from collections.abc import Collection, Iterable, Sequence
@@ -18,17 +18,27 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her import HerReplayBuffer
 
+from fire_rl.checkpoints.attributes import (
+    constructor_arguments,
+    holds_text,
+    may_move,
+    restorable,
+)
 from fire_rl.checkpoints.env_state import State, capture_attributes, restore_attributes
 from fire_rl.checkpoints.safe_tree import is_plain, is_record
 from fire_rl.checkpoints.vec_env_state import PARTS, capture_vec_env, restore_vec_env
 from fire_rl.sb3 import internals
 from fire_rl.sb3.callback_tree import walk_callbacks
 
+logger = logging.getLogger("fire_rl")
+
 _GSDE = ("exploration_mat", "exploration_matrices")
-# Of a model: what the clock says, and what is captured by itself.
-_NOT_OF_THE_MODEL = {"start_time", internals.STEPS_AT_START, "action_noise", "policy_kwargs"}
-# Constructor arguments that a resumed run may change.
-_FREE_ARGUMENTS = {"seed", "verbose", "tensorboard_log", "device", "stats_window_size"}
+_PENDING = ("name_to_value", "name_to_count", "name_to_excluded")  # of SB3's logger
+# Of a model: what the clock says, what this call of `learn()` says, what is captured by itself.
+_NOT_OF_THE_MODEL = {
+    "start_time", internals.STEPS_AT_START, internals.TOTAL_STEPS, "action_noise", "policy_kwargs"
+}  # fmt: skip
+_NOT_OF_A_CALLBACK = {"num_timesteps", "verbose"}
 
 
 def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) -> State:
@@ -44,8 +54,6 @@ def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) ->
     variables = internals.saved_variables(model)
     return {
         "algorithm": type(model).__name__,
-        "arguments": _arguments(model),
-        "environment": _environment(model.env),
         "parameters": model.get_parameters(),
         "variables": {name: getattr(model, name) for name in variables},
         "gsde": [
@@ -56,7 +64,7 @@ def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) ->
         "parts": capture_attributes(_parts(model), parts=PARTS),
         "logger": {
             name: {k: v for k, v in getattr(model.logger, name).items() if is_plain(v)}
-            for name in ("name_to_value", "name_to_count", "name_to_excluded")
+            for name in _PENDING
         },
         "env": capture_vec_env(model.env),
         "callbacks": [_capture_callback(callback) for callback in walk_callbacks(callbacks)],
@@ -73,7 +81,6 @@ def restore_training(
     model: BaseAlgorithm,
     state: State,
     callbacks: Sequence[BaseCallback],
-    strict: bool = True,
     branch: bool = False,
 ) -> list[BaseCallback]:
     """Put a state back, in place, into a training that was built in the same way.
@@ -85,8 +92,6 @@ def restore_training(
         model: The model.
         state: Of :func:`capture_training`.
         callbacks: The callbacks, in the same order.
-        strict: Whether other hyper-parameters than the checkpoint's are an error; otherwise the
-            model's own hold.
         branch: Whether the callbacks may be others: then each goes on from the saved one of its
             class, if there is one, and a callback with a method ``branch_off`` begins here.
 
@@ -94,21 +99,13 @@ def restore_training(
         The callbacks that begin here.
 
     Raises:
-        ValueError: If the model or, without ``branch``, the callbacks are others.
+        ValueError: If the state would set something that :func:`capture_training` does not write,
+            or the callbacks are others.
     """
-    check_same(model, state, strict)
-    model.set_parameters(state["parameters"], exact_match=True, device=model.device)
-    for name, value in state["variables"].items():
-        getattr(model, name).data.copy_(value)
-    for part, values in zip(_distributions(model), state["gsde"], strict=True):
-        for name, value in values.items():
-            setattr(part, name, value.to(model.device))
-    for name, value in state["attributes"].items():
-        setattr(model, name, _like(getattr(model, name, None), value, model.device))
-    restore_attributes(_parts(model), state["parts"])
+    _restore_model(model, state)
     internals.set_steps_at_start(model, model.num_timesteps)
-    for name, values in state["logger"].items():
-        getattr(model.logger, name).update(values)
+    for name in _PENDING:
+        getattr(model.logger, name).update(state["logger"][name])
     assert model.env is not None
     if not restore_vec_env(model.env, state["env"]):
         _begin_new_episodes(model)
@@ -125,6 +122,29 @@ def restore_training(
     if torch.cuda.is_available() and drawn["cuda"]:
         torch.cuda.set_rng_state_all(drawn["cuda"])
     return begun
+
+
+def _restore_model(model: BaseAlgorithm, state: State) -> None:
+    """Put back networks, optimizers, variables, noise and plain attributes."""
+    variables = internals.saved_variables(model)
+    known = {*model.get_parameters(), *variables}
+    if other := known ^ {*state["parameters"], *state["variables"]}:
+        raise ValueError(
+            f"only one of checkpoint and model has {', '.join(sorted(map(str, other)))} "
+            "(an entropy temperature that is learned, or a network)"
+        )
+    model.set_parameters(state["parameters"], exact_match=True, device=model.device)
+    for name in variables:
+        getattr(model, name).data.copy_(state["variables"][name])
+    for part, values in zip(_distributions(model), state["gsde"], strict=True):
+        for name in [name for name in _GSDE if name in values]:
+            setattr(part, name, values[name].to(model.device))
+    left_out = constructor_arguments(type(model)) | _NOT_OF_THE_MODEL | set(variables)
+    for name, value in restorable(model, state["attributes"], left_out):
+        if isinstance(value, str | bytes) and vars(model).get(name) is None:
+            raise ValueError(f"it would set `{name}` of {type(model).__name__} to a word")
+        setattr(model, name, _like(getattr(model, name, None), value, model.device))
+    restore_attributes(_parts(model), state["parts"])
 
 
 class _View:
@@ -150,68 +170,10 @@ def _distributions(model: BaseAlgorithm) -> list[Any]:
     return [distribution for distribution in found if distribution is not None]
 
 
-def _arguments(obj: Any) -> State:
-    """Attributes that are arguments of the constructor: configuration."""
-    return {k: v for k, v in vars(obj).items() if k in _parameters(obj) and is_plain(v)}
-
-
 def _plain_attributes(obj: Any, skip: Collection[str]) -> State:
-    """Every other plain attribute."""
-    left_out = _parameters(obj) | set(skip)
+    """Return every plain attribute that is no argument of the constructor."""
+    left_out = constructor_arguments(type(obj)) | set(skip)
     return {k: v for k, v in vars(obj).items() if k not in left_out and is_plain(v)}
-
-
-def _parameters(obj: Any) -> set[str]:
-    names: set[str] = set()
-    for kind in type(obj).__mro__:
-        constructor = vars(kind).get("__init__")
-        if inspect.isfunction(constructor):
-            names |= set(inspect.signature(constructor).parameters)
-    return names
-
-
-def check_same(model: BaseAlgorithm, state: State, strict: bool) -> None:
-    """Raise ValueError unless a state is one of such a model, see :func:`restore_training`."""
-    if state["algorithm"] != type(model).__name__:
-        raise ValueError(
-            f"the checkpoint is one of {state['algorithm']}, the model is a {type(model).__name__}"
-        )
-    assert model.env is not None
-    here, there = _environment(model.env), state["environment"]
-    for name, value in there.items():
-        if None not in (value, here[name]) and value != here[name]:
-            raise ValueError(
-                f"the checkpoint is one of another environment: its {name} is {value}, the "
-                f"model's {here[name]}"
-            )
-    mine = _arguments(model)
-    different = [
-        f"{name} is {mine.get(name)!r}, was {value!r}"
-        for name, value in state["arguments"].items()
-        if name not in _FREE_ARGUMENTS and not _equal(mine.get(name), value)
-    ]
-    if different and strict:
-        raise ValueError(
-            f"the model has other hyper-parameters than the checkpoint: {'; '.join(different)}. "
-            "Build it as it was, or give strict=False to go on with the new ones"
-        )
-
-
-def _environment(env: VecEnv) -> State:
-    """Return what identifies environments: their spaces, and the id if they are registered."""
-    try:
-        specs = env.get_attr("spec")
-    except AttributeError:  # a vector environment of the user's own
-        specs = [None]
-    return {
-        "id": getattr(specs[0], "id", None),
-        "observation space": str(env.observation_space),
-        "action space": str(env.action_space),
-    }
-
-
-def _equal(one: Any, two: Any) -> bool:
-    return type(one) is type(two) and bool(np.all(np.asarray(one == two)))
 
 
 def _like(current: Any, saved: Any, device: torch.device) -> Any:
@@ -245,8 +207,7 @@ def _capture_callback(callback: BaseCallback) -> State:
     state: State = {"class": type(callback).__name__}
     if hasattr(callback, "get_state"):
         return {**state, "own": callback.get_state()}
-    skip = {"num_timesteps", "verbose"}
-    state["attributes"] = _plain_attributes(callback, skip)
+    state["attributes"] = _plain_attributes(callback, _NOT_OF_A_CALLBACK)
     if isinstance(vars(callback).get("eval_env"), VecEnv):
         state["eval_env"] = capture_vec_env(vars(callback)["eval_env"])
     return state
@@ -280,7 +241,16 @@ def _restore_callback(callback: Any, state: State) -> None:
     if "own" in state:
         callback.set_state(state["own"])
         return
-    for name, value in state["attributes"].items():
-        setattr(callback, name, value)
+    left_out = constructor_arguments(type(callback)) | _NOT_OF_A_CALLBACK
+    for name, value in restorable(callback, state["attributes"], left_out):
+        now = vars(callback).get(name)
+        if not holds_text(value) and not holds_text(now):
+            setattr(callback, name, value)
+        elif value != now and not may_move(callback, name, value):
+            logger.warning(
+                "`%s` of %s was %r and is %r: words of a callback are not restored, for they may "
+                "say where files are. Give it get_state() and set_state(state).",
+                name, type(callback).__name__, value, now,
+            )  # fmt: skip
     if "eval_env" in state:
         restore_vec_env(callback.eval_env, state["eval_env"])

@@ -14,6 +14,7 @@ A run folder::
     model.zip, vecnormalize.pkl      the model at the end, and its normalisation
     best_model.zip, best_vecnormalize.pkl  the best one in evaluations
     checkpoints/STEP/                or STEP.AGAIN; complete once it has a manifest.json
+    checkpoints/finished.json        the training that wrote the last of them has come to its total
     videos/                          recorded episodes
     result.json                      written last: the run has come to its end
 
@@ -52,6 +53,7 @@ BEST_VECNORMALIZE = "best_vecnormalize.pkl"
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
+FINISHED = "finished.json"
 VIDEOS = "videos"
 
 TRUNK = "trunk"

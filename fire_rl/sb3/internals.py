@@ -23,11 +23,12 @@ from fire_rl.utils.foreign import private, set_private
 _SB3 = "stable-baselines3"
 # The name of :func:`steps_at_start`, for those who list a model's attributes.
 STEPS_AT_START = "_num_timesteps_at_start"
+TOTAL_STEPS = "_total_timesteps"  # and of :func:`total_timesteps`
 
 
 def total_timesteps(model: BaseAlgorithm) -> int:
     """Return the step at which this call of ``learn()`` ends, over all environments."""
-    return int(private(model, "_total_timesteps", _SB3))
+    return int(private(model, TOTAL_STEPS, _SB3))
 
 
 def steps_at_start(model: BaseAlgorithm) -> int:

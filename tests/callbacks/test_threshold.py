@@ -16,6 +16,7 @@ from fire_rl import (
     RunCheckpointCallback,
     Threshold,
 )
+from fire_rl.checkpoints.store import latest
 from fire_rl.sb3.measurement import parameter_metrics
 from fire_rl.sb3.model_view import ModelView
 from tests.helpers.models import ALGORITHMS, changed, make_model, state_of
@@ -304,7 +305,8 @@ def test_resumed_training_has_the_same_events(algo, tmp_path):
             probe_size=32,
         )  # fmt: skip
         kills = [KillAt(40, "critic"), KillAt(150, "critic")]
-        checkpoint = RunCheckpointCallback(every, tmp_path / name / "checkpoints", resume=resume)
+        newest = latest(tmp_path / name / "checkpoints") if resume else False
+        checkpoint = RunCheckpointCallback(every, tmp_path / name / "checkpoints", resume=newest)
         model.learn(256, callback=[Stop(stop), *kills, fire, checkpoint])
         model.logger.close()
         return model, fire

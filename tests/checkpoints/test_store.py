@@ -214,7 +214,8 @@ def test_nothing_is_written_twice_and_old_ones_go(two):
     assert [(item["first"], item["last"]) for item in segments] == [(0, 30), (30, 60)]
     assert second.total == second.written + segments[0]["bytes"]
     model = make()
-    model.learn(1000, callback=RunCheckpointCallback(60, folder, resume=True, keep_last=1))
+    saver = RunCheckpointCallback(60, folder, resume=latest(folder), keep_last=1)
+    model.learn(1000, callback=saver)
     (last,) = checkpoints(folder)
     assert last.name == "960"
     listed = json.loads((last / "manifest.json").read_text())["replay"]["segments"]
@@ -406,7 +407,7 @@ def test_an_environment_that_cannot_be_captured_is_named(tmp_path, caplog):
     assert "the episodes in progress are dropped" in caplog.text
     caplog.clear()
     model = make()
-    model.learn(64, callback=RunCheckpointCallback(16, tmp_path, resume=True))
+    model.learn(64, callback=RunCheckpointCallback(16, tmp_path, resume=latest(tmp_path)))
     assert "state is not restored (`Opaque.engine`" in caplog.text
     assert model.num_timesteps == 64
 
@@ -425,7 +426,7 @@ def test_recurrent_states_keep_their_type(tmp_path):
 
     make(3.0).learn(40, callback=RunCheckpointCallback(16, tmp_path))
     resumed = make(0.0)
-    resumed.learn(48, callback=RunCheckpointCallback(16, tmp_path, resume=True))
+    resumed.learn(48, callback=RunCheckpointCallback(16, tmp_path, resume=latest(tmp_path)))
     states = resumed._last_lstm_states
     assert type(states) is States
     assert states.pi[0].tolist() == [3.0, 3.0]
@@ -450,7 +451,7 @@ def test_hindsight_does_not_lead_from_one_episode_into_another(tmp_path):
 
     make().learn(40, callback=RunCheckpointCallback(30, tmp_path))
     model = make()
-    model.learn(33, callback=RunCheckpointCallback(30, tmp_path, resume=True))
+    model.learn(33, callback=RunCheckpointCallback(30, tmp_path, resume=latest(tmp_path)))
     (step,) = {int(path.name) for path in checkpoints(tmp_path)}
     row = step // 2
     buffer = model.replay_buffer

@@ -10,6 +10,7 @@ from stable_baselines3.her import HerReplayBuffer
 
 from fire_rl import FireCallback, PlasticityMetricsCallback
 from fire_rl.callbacks.checkpoint import RunCheckpointCallback
+from fire_rl.checkpoints.store import latest
 
 
 class Hashes(BaseCallback):
@@ -37,6 +38,7 @@ class Hashes(BaseCallback):
 
 def train(make, folder, total, every, resume=False, stop=None):
     """Train with every callback that there is; return the model, what it did and what it logged."""
+    newest = latest(folder / "checkpoints") if resume else False  # another model's, of this process
     model = make()
     model.set_logger(configure(str(folder), ["tensorboard"]))
     evaluation = EvalCallback(make().get_env(), eval_freq=every // 2, n_eval_episodes=1, verbose=0)
@@ -46,7 +48,7 @@ def train(make, folder, total, every, resume=False, stop=None):
         FireCallback(every=every + every // 2, stop=1.0, probe_size=64),
         PlasticityMetricsCallback(every=every // 2, probe_size=64),
         evaluation,
-        RunCheckpointCallback(every, folder / "checkpoints", resume=resume),
+        RunCheckpointCallback(every, folder / "checkpoints", resume=newest),
     ]
     with warnings.catch_warnings():
         # Few observations for ranks, and an LSTM that is left alone: not our subject.

@@ -14,8 +14,8 @@ NAMES = {
     layout.CONFIG, layout.ENVIRONMENT, layout.RESULT, layout.PROGRESS, layout.EVENTS,
     layout.MONITOR, layout.MONITORS, layout.EPISODES, layout.CONTINUAL, layout.INTERVENTIONS,
     layout.EVALUATIONS, layout.MODEL, layout.BEST_MODEL, layout.VECNORMALIZE,
-    layout.BEST_VECNORMALIZE, layout.CHECKPOINTS, layout.MANIFEST, layout.TRUNK, layout.RECOVERY,
-    layout.RECOVERY_TABLE, layout.VIDEOS,
+    layout.BEST_VECNORMALIZE, layout.CHECKPOINTS, layout.MANIFEST, layout.FINISHED, layout.TRUNK,
+    layout.RECOVERY, layout.RECOVERY_TABLE, layout.VIDEOS,
 }  # fmt: skip
 COLUMNS = (layout.EPISODE_COLUMNS, layout.CONTINUAL_COLUMNS)
 FILES = sorted(
