@@ -41,7 +41,7 @@ from fire_rl.sb3.loggers import cut_logs, log_sizes
 
 logger = logging.getLogger("fire_rl")
 
-FORMAT = 1
+FORMAT = 2
 _REPLAY, _STATE = "replay", "state"
 
 

@@ -20,7 +20,7 @@ from stable_baselines3.her import HerReplayBuffer
 
 from fire_rl.checkpoints.env_state import State, capture_attributes, restore_attributes
 from fire_rl.checkpoints.safe_tree import is_plain, is_record
-from fire_rl.checkpoints.vec_env_state import PARTS, capture_vec_env, restore_vec_env
+from fire_rl.checkpoints.vec_env_state import capture_vec_env, registered_id, restore_vec_env
 from fire_rl.sb3 import internals
 from fire_rl.sb3.callback_tree import walk_callbacks
 
@@ -53,7 +53,7 @@ def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) ->
             for part in _distributions(model)
         ],
         "attributes": _plain_attributes(model, _NOT_OF_THE_MODEL | set(variables)),
-        "parts": capture_attributes(_parts(model), parts=PARTS),
+        "parts": capture_attributes(_parts(model)),
         "logger": {
             name: {k: v for k, v in getattr(model.logger, name).items() if is_plain(v)}
             for name in ("name_to_value", "name_to_count", "name_to_excluded")
@@ -199,12 +199,8 @@ def check_same(model: BaseAlgorithm, state: State, strict: bool) -> None:
 
 def _environment(env: VecEnv) -> State:
     """Return what identifies environments: their spaces, and the id if they are registered."""
-    try:
-        specs = env.get_attr("spec")
-    except AttributeError:  # a vector environment of the user's own
-        specs = [None]
     return {
-        "id": getattr(specs[0], "id", None),
+        "id": registered_id(env),
         "observation space": str(env.observation_space),
         "action space": str(env.action_space),
     }
