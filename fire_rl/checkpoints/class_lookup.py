@@ -56,6 +56,11 @@ def slots_of(kind: type) -> Iterator[tuple[str, Any]]:
                 yield name, member
 
 
+def is_written_in_python(kind: type) -> bool:
+    """Tell whether a class was made by a ``class`` statement (or in the same way)."""
+    return bool(kind.__flags__ & 1 << 9)  # Py_TPFLAGS_HEAPTYPE
+
+
 def is_readable(kind: type) -> bool:
     """Tell whether the attributes and items of an object are all of its state.
 
@@ -69,7 +74,12 @@ def is_readable(kind: type) -> bool:
 
 def is_own(kind: type) -> bool:
     """Tell whether a class is the user's own: of no library that is known to keep its classes."""
-    return kind.__module__.split(".")[0] not in _LIBRARIES
+    return is_own_module(kind.__module__)
+
+
+def is_own_module(name: str) -> bool:
+    """Tell whether a module is the user's own."""
+    return name.split(".")[0] not in _LIBRARIES
 
 
 class ClassLookup:
@@ -136,7 +146,7 @@ class ClassLookup:
             for value in _values_around(kind):
                 if not isinstance(value, type):
                     continue
-                is_theirs = value.__module__.split(".")[0] == package
+                is_theirs = value.__module__.split(".")[0] in (package, "torch")
                 if issubclass(value, enum.Enum) or (is_theirs and not hasattr(value, "__del__")):
                     yield value
 

@@ -19,7 +19,7 @@ from fire_rl.checkpoints.value_kinds import NotCapturable
 
 __all__ = [
     "NotCapturable", "Problem", "State", "StateAccess", "capture_attributes", "capture_env",
-    "capture_object", "restore_attributes", "restore_env", "restore_object",
+    "capture_object", "put_back", "restore_attributes", "restore_env", "restore_object",
 ]  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def restore_object(obj: Any, state: State, envs: Sequence[Any] = ()) -> list[Pro
         _reconfigure(env, state["nodes"], number)
     missing = [Problem(copy, text) for copy, text in state["missing"]]
     problems, classes = restore(state["nodes"], obj)
-    shared = [Problem(None, text, is_shared=True) for text in changed(state["shared"], classes)]
+    shared = [Problem(None, text, is_note=True) for text in changed(state["shared"], classes)]
     return missing + problems + shared
 
 
@@ -78,6 +78,18 @@ def restore_attributes(obj: Any, state: State) -> None:
     """
     if problems := restore_object(obj, state):
         raise NotCapturable("; ".join(problem.text for problem in problems))
+
+
+def put_back(obj: Any, name: str, value: Any) -> None:
+    """Set an attribute to plain data; a list or mapping that others may hold changes in place."""
+    current = getattr(obj, name, None)
+    if type(current) is type(value) is dict:
+        current.clear()
+        current.update(value)
+    elif type(current) is type(value) is list:
+        current[:] = value
+    else:
+        setattr(obj, name, value)
 
 
 def capture_env(env: gym.Env[Any, Any]) -> State:
@@ -133,8 +145,8 @@ def _reconfigure(env: Any, nodes: Sequence[State], number: int) -> None:
             return  # it is named when all is restored
         if hasattr(type(level), "reconfigure"):
             restore(nodes, level, number, without={"env"})
-            level.reconfigure()
-        inside = node["attributes"].get("env")
+            level.reconfigure()  # type: ignore[attr-defined]
+        inside = node.get("attributes", {}).get("env")
         if not isinstance(inside, dict):
             return
         number = inside["ref"]

@@ -6,34 +6,32 @@ be read has a node that says so, and is named; everything else is there.
 
 from __future__ import annotations
 
-import enum
-import functools
 import io
 import multiprocessing.process
 import subprocess
 import threading
-import types
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
-from fire_rl.checkpoints.class_lookup import base_of, is_readable, name_of, slots_of
-from fire_rl.checkpoints.value_kinds import (
-    NotCapturable,
-    describe_static,
-    find_kind,
-    is_leaf,
-    is_without_state,
+from fire_rl.checkpoints.class_lookup import (
+    ClassLookup,
+    base_of,
+    is_readable,
+    is_written_in_python,
+    slots_of,
 )
-from fire_rl.utils.gymnasium_internals import CONFIGURATION, generator_of, subspaces
+from fire_rl.checkpoints.composite_kinds import class_name, find_kind
+from fire_rl.checkpoints.value_kinds import is_leaf
+from fire_rl.utils.gymnasium_internals import CONFIGURATION
 
 State = dict[str, Any]
 
@@ -47,7 +45,6 @@ _BUFFERS = {
 _ELSEWHERE = (
     threading.Thread, subprocess.Popen, multiprocessing.process.BaseProcess, io.IOBase,
 )  # fmt: skip
-_SUBCLASSED = (int, float, str, bytes)
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Place:
         return Place(self.copy, f"{self.name}.{name}")
 
     def item(self, key: Any) -> Place:
-        """Return the place of an item."""
+        """Return the place of an item, or of a part with a name."""
         return Place(self.copy, f"{self.name}[{key!r:.40}]")
 
 
@@ -73,12 +70,12 @@ class Problem:
     Attributes:
         copy: Number of the copy of the environment; None if it is in none.
         text: What it is, and why.
-        is_shared: Whether it belongs to a class or a module: episodes go on all the same.
+        is_note: Whether the episodes in progress go on all the same.
     """
 
     copy: int | None
     text: str
-    is_shared: bool = False
+    is_note: bool = False
 
 
 @dataclass
@@ -136,20 +133,10 @@ def attributes_of(value: Any) -> dict[str, Any]:
     return {name: found[name] for name in names if name not in left_out}
 
 
-def cells_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield the variables that a function closes over, with their cells; empty ones are not."""
-    names = function.__code__.co_freevars
-    for name, cell in zip(names, function.__closure__ or (), strict=True):
-        try:
-            _ = cell.cell_contents
-        except ValueError:
-            continue
-        yield name, cell
-
-
 class _Capture:
     def __init__(self) -> None:
         self.table = Table()
+        self._lookup = ClassLookup()
         self._numbers: dict[int, int] = {}
         self._alive: list[Any] = []  # so that no two objects have the same id
         self._queue: deque[tuple[int, Any, Place]] = deque()
@@ -177,85 +164,36 @@ class _Capture:
         return {"ref": self._numbers[id(value)]}
 
     def _describe(self, value: Any, place: Place) -> State:
-        node = self._describe_simple(value, place)
-        if node is None:
-            node = self._describe_tuple(value, place)
-        if node is None and not isinstance(value, _ELSEWHERE) and is_readable(type(value)):
-            if type(value) is object or not type(value).__flags__ & (1 << 9):
-                is_known = base_of(type(value)) is type(value) is not object
-                return self._object(value, place) if is_known else self._unreadable(value, place)
-            node = self._object(value, place)
-        return self._unreadable(value, place) if node is None else node
-
-    def _describe_simple(self, value: Any, place: Place) -> State | None:
-        """Describe what is no object with attributes."""
-        kind = type(value)
-        named = {"class": name_of(kind), "copy": place.copy, "path": place.name}
-        if isinstance(value, enum.Enum):
-            is_flag = isinstance(value, enum.Flag)
-            return {"kind": "enum", **named, "value": value.value if is_flag else value.name}
-        if (known := find_kind(value)) is not None:
-            return {"kind": known.name, **named, "value": known.read(value)}
-        if isinstance(value, spaces.Space):
-            own = [self._refer(generator_of(s), place) for s in subspaces(value)]
-            return {"kind": "space", **named, "text": str(value), "generators": own}
-        if isinstance(value, np.ndarray):
-            return self._array(value, place)
-        if isinstance(value, torch.Tensor):
-            return self._tensor(value, place)
-        if isinstance(value, type):
-            return {"kind": "class", **named, "class": name_of(value)}
-        if is_without_state(value):
-            return {"kind": "static", **named, "is": describe_static(value)}
-        if isinstance(value, types.FunctionType):
-            cells = {
-                name: self._refer(cell.cell_contents, place.attribute(name))
-                for name, cell in cells_of(value)
-            }
-            own = {k: self._refer(v, place.attribute(k)) for k, v in vars(value).items()}
-            words = {"name": value.__qualname__, "cells": cells, "attributes": own}
-            return {"kind": "function", **named, **words}
-        if isinstance(value, types.MethodType):
-            owner = self._refer(value.__self__, place.attribute("__self__"))
-            return {"kind": "method", **named, "name": value.__func__.__name__, "self": owner}
-        if isinstance(value, types.BuiltinFunctionType | types.MethodWrapperType):
-            owner = self._refer(value.__self__, place.attribute("__self__"))
-            return {"kind": "builtin", **named, "name": value.__qualname__, "self": owner}
-        if isinstance(value, functools.partial):
-            parts = [value.func, value.args, value.keywords]
-            return {"kind": "partial", **named, "parts": [self._refer(p, place) for p in parts]}
-        if isinstance(value, _SUBCLASSED):
-            base = next(base for base in _SUBCLASSED if isinstance(value, base))
-            return {"kind": "subclass", **named, "base": base.__name__, "value": base(value)}
-        if kind in (bytearray,):
-            return {"kind": "bytearray", **named, "value": bytes(value)}
-        return None
-
-    def _describe_tuple(self, value: Any, place: Place) -> State | None:
-        named = {"class": name_of(type(value)), "copy": place.copy, "path": place.name}
-        if isinstance(value, tuple | frozenset):
-            items = [self._refer(item, place.item(k)) for k, item in enumerate(value)]
-            kind = "tuple" if isinstance(value, tuple) else "frozenset"
-            return {"kind": kind, **named, "items": items}
-        if type(value) is slice:
-            parts = (value.start, value.stop, value.step)
-            return {"kind": "slice", **named, "items": [self._refer(p, place) for p in parts]}
-        return None
+        if (kind := find_kind(value)) is not None:
+            data, parts = kind.split(value)
+            node: State = {"kind": kind.name, **_named(value, place), "data": data}
+            if parts:
+                node["parts"] = {
+                    key: self._refer(part, place.item(key)) for key, part in parts.items()
+                }
+            return node
+        is_own = is_written_in_python(type(value)) or base_of(type(value)) is type(value)
+        if is_own and is_readable(type(value)) and not isinstance(value, _ELSEWHERE):
+            return self._object(value, place)
+        return self._unreadable(value, place)
 
     def _object(self, value: Any, place: Place) -> State:
         kind = type(value)
         self.table.classes.add(kind)
+        self._lookup.see(kind)
         base = base_of(kind)
         if isinstance(value, gym.Env):  # its wrappers need not be named
             place = Place(place.copy, kind.__name__)
-        node: State = {"class": name_of(kind), "copy": place.copy, "path": place.name}
+        node: State = {"kind": "object", **_named(value, place)}
         if base in (list, set, deque):
             places = [place.item(k) for k in range(len(value))]
             if isinstance(value, list) and place.name.endswith("VecEnv.envs"):
                 places = [Place(k, "") for k in range(len(value))]
             pairs = zip(base.__iter__(value), places, strict=True)
             node["items"] = [self._refer(item, where) for item, where in pairs]
-        elif issubclass(base, dict):
+        if base is not SimpleNamespace and base is not object:
+            node["constant"] = self._lookup.is_constant(value)
+        if issubclass(base, dict):
             node["items"] = [
                 [self._refer(key, place), self._refer(item, place.item(key))]
                 for key, item in dict.items(value)
@@ -268,46 +206,14 @@ class _Capture:
             name: self._refer(item, place.attribute(name))
             for name, item in attributes_of(value).items()
         }
-        return {"kind": "object", **node}
-
-    def _array(self, value: Any, place: Place) -> State:
-        named = {"class": name_of(type(value)), "copy": place.copy, "path": place.name}
-        if type(value) is not np.ndarray:
-            raise NotCapturable("a class of arrays with a state of its own")
-        shape = list(value.shape)
-        if value.dtype.hasobject:
-            if value.dtype != object:
-                raise NotCapturable("a structured array with objects in it")
-            items = [self._refer(item, place.item(k)) for k, item in enumerate(value.flat)]
-            return {"kind": "objects", **named, "shape": shape, "items": items}
-        root = value
-        while isinstance(root.base, np.ndarray):
-            root = root.base
-        if root is not value and value.size and type(root) is np.ndarray and not value.dtype.names:
-            # Others may see the same memory: what changes in one changes in all.
-            start = value.__array_interface__["data"][0] - root.__array_interface__["data"][0]
-            layout = {"shape": shape, "strides": list(value.strides), "offset": start}
-            of = self._refer(root, place)
-            return {"kind": "view", **named, "of": of, "dtype": value.dtype.str, **layout}
-        # In the order of the memory, on which the rounding of sums depends.
-        axes = sorted(range(value.ndim), key=lambda axis: -abs(value.strides[axis]))
-        writeable, foreign = value.flags.writeable, root.base is not None
-        node = {"kind": "array", **named, "axes": axes, "writeable": writeable}
-        return {**node, "foreign": foreign and writeable, "value": value.transpose(axes)}
-
-    def _tensor(self, value: torch.Tensor, place: Place) -> State:
-        named = {"class": name_of(type(value)), "copy": place.copy, "path": place.name}
-        if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.layout != torch.strided:
-            raise NotCapturable("a special kind of tensor")
-        if not value.is_leaf:
-            raise NotCapturable("a tensor whose gradients lead to others")
-        grad = self._refer(value.grad, place.attribute("grad"))
-        kept = {"requires_grad": value.requires_grad, "grad": grad, "value": value.detach()}
-        return {"kind": "tensor", **named, "device": str(value.device), **kept}
+        return node
 
     def _unreadable(self, value: Any, place: Place, why: str = "") -> State:
         kind = type(value)
         text = f"`{place.name}` is a {kind.__module__}.{kind.__qualname__}"
         self.table.problems.append(Problem(place.copy, f"{text}: {why}" if why else text))
-        return {"kind": "unreadable", "copy": place.copy, "path": place.name}
+        return {"kind": "unreadable", **_named(value, place)}
 
+
+def _named(value: Any, place: Place) -> State:
+    return {"class": class_name(value), "copy": place.copy, "path": place.name}

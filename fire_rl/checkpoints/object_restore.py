@@ -8,17 +8,12 @@ and no pickle runs. What cannot be put back stays as it is, and is named.
 
 from __future__ import annotations
 
-import enum
-import functools
-import types
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
-import torch
-from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from fire_rl.checkpoints.class_lookup import (
@@ -28,17 +23,9 @@ from fire_rl.checkpoints.class_lookup import (
     name_of,
     slots_of,
 )
-from fire_rl.checkpoints.object_capture import (
-    Problem,
-    State,
-    attributes_of,
-    cells_of,
-    skipped,
-)
-from fire_rl.checkpoints.value_kinds import BY_NAME, MISSING, NotCapturable, describe_static
-from fire_rl.utils.gymnasium_internals import generator_of, set_generator, subspaces
-
-_SUBCLASSED: dict[str, Any] = {kind.__name__: kind for kind in (int, float, str, bytes)}
+from fire_rl.checkpoints.composite_kinds import BY_NAME
+from fire_rl.checkpoints.object_capture import Problem, State, attributes_of, skipped
+from fire_rl.checkpoints.value_kinds import MISSING, NotCapturable
 
 
 def restore(
@@ -68,7 +55,9 @@ class _Restore:
         self._problems: list[Problem] = []
         self._living: dict[int, Any] = {}  # what stands in the place of each node
         self._done: dict[int, Any] = {}  # what each node has become
-        self._taken: dict[int, Any] = {}  # living objects that stand for a node already
+        self._taken: dict[int, int] = {}  # ids of living objects, and the node of each
+        self._alive: list[Any] = []  # so that no two objects have the same id
+        self._joined: set[int] = set()
         self._failed: set[int] = set()
         self._queue: deque[int] = deque()
         self._without: Collection[str] = ()
@@ -94,14 +83,18 @@ class _Restore:
         return 2 * issubclass(base_of(type(self._done.get(number))), dict | set)
 
     def _attempt(self, number: int, action: Any) -> None:
-        node = self._nodes[number]
         try:
-            action(number, node, self._living[number])
+            action(number, self._nodes[number], self._living[number])
         except Exception as error:  # of a foreign class's own making, too
-            why = str(error) if isinstance(error, NotCapturable) else repr(error)
-            self._problems.append(Problem(node["copy"], f"`{node['path']}`: {why}"))
-            self._done[number] = self._living[number]
-            self._failed.add(number)
+            self._fail(number, error)
+
+    def _fail(self, number: int, error: Exception) -> None:
+        """Name what cannot be put back; it stays as it is."""
+        node = self._nodes[number]
+        why = str(error) if isinstance(error, NotCapturable) else repr(error)
+        self._problems.append(Problem(node["copy"], f"`{node['path']}`: {why}"))
+        self._done[number] = self._living[number]
+        self._failed.add(number)
 
     # ------------------------------------------------------------- which object stands for a node
 
@@ -117,49 +110,22 @@ class _Restore:
 
     def _place(self, number: int, node: State, living: Any) -> None:
         """Find or make the object of a node, and go on to what it refers to."""
-        kind = node["kind"]
-        if kind == "object":
+        if node["kind"] == "object":
             self._place_object(number, node, living)
-        elif kind in ("tuple", "frozenset", "slice", "objects"):
-            is_same = isinstance(living, tuple) or (kind == "objects" and hasattr(living, "flat"))
-            now = list(living.flat if kind == "objects" else living) if is_same else []
-            for k, item in enumerate(node["items"]):
-                self._meet(item, now[k] if k < len(now) else MISSING)
-        elif kind == "space":
-            inner = list(subspaces(living)) if isinstance(living, spaces.Space) else []
-            if str(living) != node["text"] or len(inner) != len(node["generators"]):
-                raise NotCapturable(f"it was {node['text']}, and is {living}")
-            for space, generator in zip(inner, node["generators"], strict=True):
-                self._meet(generator, generator_of(space))
-            self._done[number] = living
-        elif kind == "function":
-            if getattr(living, "__qualname__", None) != node["name"]:
-                raise NotCapturable(f"it was the function {node['name']}, and is another one now")
-            cells = dict(cells_of(living))
-            for name, item in node["cells"].items():
-                self._meet(item, cells[name].cell_contents if name in cells else MISSING)
-            for name, item in node["attributes"].items():
-                self._meet(item, vars(living).get(name, MISSING))
-            self._done[number] = living
-        elif kind in ("method", "builtin"):
-            self._meet(node["self"], getattr(living, "__self__", MISSING))
-        elif kind == "partial":
-            names = ("func", "args", "keywords")
-            for name, part in zip(names, node["parts"], strict=True):
-                self._meet(part, getattr(living, name, MISSING))
-        elif kind == "view":
-            base = living
-            while isinstance(base, np.ndarray) and isinstance(base.base, np.ndarray):
-                base = base.base
-            self._meet(node["of"], base)
-        elif kind == "tensor":
-            self._meet(node["grad"], getattr(living, "grad", MISSING))
+        elif "parts" in node:
+            kind = BY_NAME[node["kind"]]
+            now: Any = kind.split(living)[1] if kind.matches(living) else {}
+            for key, part in node["parts"].items():
+                self._meet(part, now.get(key, MISSING))
+            if kind.is_kept:
+                self._done[number] = living
 
     def _place_object(self, number: int, node: State, living: Any) -> None:
         target = self._living_object(node, living)
         if target is MISSING:
             target = self._new(node, living)
-        self._taken[id(target)] = target
+        self._taken[id(target)] = number
+        self._alive.append(target)
         self._lookup.see(type(target))
         self._done[number] = target
         now = attributes_of(target)
@@ -190,7 +156,9 @@ class _Restore:
             self._lookup.see(kind)
         if living is MISSING or name_of(kind) != node["class"] or id(living) in self._taken:
             return MISSING
-        if issubclass(kind, set) or self._lookup.is_constant(living):
+        if issubclass(kind, set):  # a new one, because the order of its items depends on its past
+            return MISSING
+        if "items" in node and self._lookup.is_constant(living) and not node["constant"]:
             return MISSING
         if issubclass(kind, deque) and living.maxlen != node["maxlen"]:
             return MISSING
@@ -204,7 +172,8 @@ class _Restore:
             raise NotCapturable(f"it was a {node['class']}, and is a {name_of(type(living))}")
         if not is_readable(kind) or issubclass(kind, type) or hasattr(kind, "__del__"):
             raise NotCapturable(f"it was a {node['class']}, which cannot be made")
-        made = base_of(kind).__new__(kind)
+        base: Any = base_of(kind)
+        made = base.__new__(kind)
         if isinstance(made, deque):
             deque.__init__(made, (), node["maxlen"])
         return made
@@ -219,144 +188,44 @@ class _Restore:
         if number not in self._living:  # inside of what could not be put back, which is named
             return MISSING
         if number not in self._done:
-            node, living = self._nodes[number], self._living[number]
-            self._done[number] = living  # if it refers to itself
-            self._done[number] = self._build(node, living)
+            self._done[number] = self._living[number]  # if it refers to itself
+            self._attempt(number, self._join)
         return self._done[number]
 
-    def _build(self, node: State, living: Any) -> Any:
-        """Return the value of a node that is no object."""
-        kind = node["kind"]
-        if kind in BY_NAME:
-            return BY_NAME[kind].write(living, node["value"])
-        if kind in ("tuple", "frozenset", "slice"):
-            items = [self._value(item) for item in node["items"]]
-            if any(item is MISSING for item in items):
-                raise NotCapturable("not all of its items can be put back")
-            if kind == "slice":
-                return slice(*items)
-            if kind == "frozenset":
-                return frozenset(items)
-            return tuple.__new__(self._class(node["class"], living, tuple), items)
-        if kind == "objects":
-            array = np.empty(node["shape"], object)
-            for k, item in enumerate(node["items"]):
-                array.flat[k] = self._value(item)
-            return array
-        builders = {
-            "enum": self._enum, "class": self._class_value, "subclass": self._subclass,
-            "array": self._array, "view": self._view, "tensor": self._tensor,
-            "static": self._static, "method": self._method, "builtin": self._builtin, "partial": self._partial,
-        }  # fmt: skip
-        if kind == "bytearray":
-            return bytearray(node["value"])
-        if kind == "unreadable":  # it is named already
-            return living
-        if kind not in builders:
-            raise NotCapturable(f"{kind!r} is no kind of value")
-        return builders[kind](node, living)
+    def _join(self, number: int, node: State, living: Any) -> None:
+        """Build the value of a node that is no object."""
+        self._joined.add(number)
+        if node["kind"] == "unreadable":  # it is named already
+            return
+        kind = BY_NAME[node["kind"]]
+        if kind.in_place and self._taken.get(id(living), number) != number:
+            living = MISSING
+        parts = {key: self._value(part) for key, part in node.get("parts", {}).items()}
+        if any(part is MISSING for part in parts.values()):
+            raise NotCapturable("not all that it consists of can be put back")
+        value = kind.join(living, node["data"], parts, partial(self._find, node, living))
+        self._done[number] = value
+        if kind.in_place:
+            self._taken[id(value)] = number
+            self._alive.append(value)
 
-    def _class(self, name: str, living: Any, base: type) -> Any:
-        kind = self._lookup.find(name, living)
+    def _find(self, node: State, living: Any, base: type) -> Any:
+        kind = self._lookup.find(node["class"], living)
         if kind is None or not issubclass(kind, base):
-            raise NotCapturable(f"it was a {name}, which cannot be found from here")
+            raise NotCapturable(f"it was a {node['class']}, which cannot be found from here")
         return kind
-
-    def _enum(self, node: State, living: Any) -> Any:
-        kind = self._class(node["class"], living, enum.Enum)
-        return kind(node["value"]) if issubclass(kind, enum.Flag) else kind[node["value"]]
-
-    def _static(self, node: State, living: Any) -> Any:
-        if node["is"] is not None and describe_static(living) != node["is"]:
-            raise NotCapturable(f"it was {node['is']}, and is {describe_static(living)}")
-        return living
-
-    def _class_value(self, node: State, living: Any) -> Any:
-        return self._class(node["class"], living, object)
-
-    def _subclass(self, node: State, living: Any) -> Any:
-        base = _SUBCLASSED[node["base"]]
-        return base.__new__(self._class(node["class"], living, base), node["value"])
-
-    def _array(self, node: State, living: Any) -> Any:
-        back = np.argsort(node["axes"])
-        value = node["value"].transpose(back)
-        if node["foreign"]:  # its memory belongs to something else, which goes on using it
-            is_same = isinstance(living, np.ndarray) and living.shape == value.shape
-            if not is_same or not living.flags.writeable or living.dtype != value.dtype:
-                raise NotCapturable("its memory belongs to something else, which is not there")
-            living[...] = value
-            return living
-        value = node["value"].copy().transpose(back)
-        value.flags.writeable = node["writeable"]
-        return value
-
-    def _view(self, node: State, living: Any) -> Any:
-        of = self._value(node["of"])
-        order = np.argsort([-abs(stride) for stride in of.strides], kind="stable")
-        return np.ndarray(
-            node["shape"], node["dtype"], of.transpose(order), node["offset"], node["strides"]
-        )
-
-    def _tensor(self, node: State, living: Any) -> Any:
-        saved, grad = node["value"], self._value(node["grad"])
-        is_leaf = isinstance(living, torch.Tensor) and living.is_leaf
-        is_same = is_leaf and name_of(type(living)) == node["class"] and id(living) not in self._taken
-        if is_same and living.shape == saved.shape and living.dtype == saved.dtype and (
-            living.requires_grad or isinstance(living, torch.nn.Parameter)
-        ):
-            living.data.copy_(saved)  # optimizers hold on to it
-            value = living
-        else:
-            value = saved.to(node["device"])
-            if node["class"] == name_of(torch.nn.Parameter):
-                value = torch.nn.Parameter(value, node["requires_grad"])
-        value.requires_grad_(node["requires_grad"])
-        value.grad = grad
-        self._taken[id(value)] = value
-        return value
-
-    def _method(self, node: State, living: Any) -> Any:
-        owner = self._value(node["self"])
-        if getattr(living, "__self__", MISSING) is owner and living.__name__ == node["name"]:
-            return living
-        function = next(
-            (vars(k)[node["name"]] for k in type(owner).__mro__ if node["name"] in vars(k)), None
-        )
-        if not isinstance(function, types.FunctionType):
-            raise NotCapturable(f"it was the method {node['name']}, which is not there")
-        return types.MethodType(function, owner)
-
-    def _builtin(self, node: State, living: Any) -> Any:
-        owner = self._value(node["self"])
-        is_same = getattr(living, "__qualname__", None) == node["name"]
-        if not is_same or getattr(living, "__self__", None) is not owner:
-            raise NotCapturable(f"it was {node['name']}, and is another one now")
-        return living
-
-    def _partial(self, node: State, living: Any) -> Any:
-        function, args, keywords = (self._value(part) for part in node["parts"])
-        return functools.partial(function, *args, **keywords)
 
     # ------------------------------------------------------------------------ what goes into them
 
     def _fill(self, number: int, node: State, living: Any) -> None:
         target = self._value({"ref": number})
-        if node["kind"] == "space":
-            for space, generator in zip(subspaces(target), node["generators"], strict=True):
-                set_generator(space, self._value(generator))
-        elif node["kind"] == "function":
-            cells = dict(cells_of(target))
-            for name, item in node["cells"].items():
-                if name in cells and (value := self._value(item)) is not MISSING:
-                    cells[name].cell_contents = value
-            for name, item in node["attributes"].items():
-                if (value := self._value(item)) is not MISSING:
-                    vars(target)[name] = value
-        elif node["kind"] == "object" and target is not MISSING:
-            self._fill_attributes(number, node, target)
-            if "items" in node:
-                self._fill_items(node, target)
+        if node["kind"] == "object":
+            if target is not MISSING:
+                self._fill_attributes(number, node, target)
+                if "items" in node:
+                    self._fill_items(node, target)
+        elif number not in self._joined:
+            self._join(number, node, living)
 
     def _fill_attributes(self, number: int, node: State, target: Any) -> None:
         members = dict(slots_of(type(target)))
@@ -387,25 +256,29 @@ class _Restore:
             return
         items = [self._value(item) for item in node["items"]]
         if base is set:
-            fill_set(target, [item for item in items if item is not MISSING])
+            if not fill_set(target, [item for item in items if item is not MISSING]):
+                text = f"the items of the set `{node['path']}` come in another order than before"
+                self._problems.append(Problem(node["copy"], text, is_note=True))
             return
         base.clear(target)
         base.extend(target, [None if item is MISSING else item for item in items])
 
 
-def fill_set(target: set[Any], items: Sequence[Any]) -> None:
-    """Fill an empty set so that its order is the one that it had.
+def fill_set(target: set[Any], items: Sequence[Any]) -> bool:
+    """Fill an empty set so that its items come in the order in which they came; tell whether.
 
-    The order depends on how large its table is, which depends on what has been in it.
+    The order depends on the size of its table, which depends on what has been in it.
     """
-    for extra in (0, 8, 32, 128, 512, 2048):
-        fillers = [object() for _ in range(extra)]
+    numbers = [item for item in items if isinstance(item, int)]
+    after = max(numbers) + 1 if len(numbers) == len(items) > 0 else None
+    for extra in (0, 5, 8, 20, 32, 80, 128, 320, 512, 1280):
+        fillers: Any = [object() for _ in range(extra)]
+        if after is not None:  # behind the items in the table, and not in their way
+            fillers = range(after, after + extra)
         set.clear(target)
         set.update(target, fillers)
+        set.update(target, items)
         set.difference_update(target, fillers)
-        for item in items:
-            set.add(target, item)
         if list(set.__iter__(target)) == list(items):
-            return
-    if all(isinstance(item, int | float | np.number) for item in items):  # words are never in order
-        raise NotCapturable("the items of this set come in another order than before")
+            return True
+    return False

@@ -5,11 +5,13 @@ It is not restored: other environments and other trainings of this process share
 
 from __future__ import annotations
 
+import dis
 import enum
 import hashlib
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
@@ -18,9 +20,11 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from fire_rl.checkpoints.class_lookup import is_own
+from fire_rl.checkpoints.class_lookup import is_own, is_own_module
 from fire_rl.checkpoints.object_capture import capture
 
+_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL")
+_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR")
 _WHOLE_TRAININGS = (gym.Env, VecEnv, BaseAlgorithm)  # compared by themselves
 
 
@@ -44,7 +48,8 @@ def changed(saved: Mapping[str, str], classes: Iterable[type]) -> list[str]:
     """Return a sentence for each value that is not as it was when the digests were taken."""
     now = shared_digests(classes)
     return [
-        f"`{name}` belongs to a class or a module and is another one than in the saved training"
+        f"`{name}` belongs to a class or a module, has another value than in the saved training, "
+        "and is left alone, because others may use it (attributes of an environment are restored)"
         for name, digest in saved.items()
         if now.get(name, digest) != digest
     ]
@@ -60,16 +65,25 @@ def _shared_values(classes: Iterable[type]) -> Iterator[tuple[str, Any]]:
             continue
         known.add(kind)
         for name, value in list(vars(kind).items()):
-            if not name.startswith("__") and name not in ("metadata", "_abc_impl") and _is_data(value):
+            if (
+                not name.startswith("__")
+                and name not in ("metadata", "_abc_impl")
+                and _is_data(value)
+            ):
                 yield f"{kind.__name__}.{name}", value
-        module = sys.modules.get(kind.__module__)
+        module: Any = sys.modules.get(kind.__module__)
         space = {} if module is None else vars(module)
-        for name in sorted(_names_in(kind) & space.keys()):
-            value = space[name]
+        for path in sorted(_names_in(kind)):
+            name, _, attribute = path.partition(".")
+            value, where = space.get(name), kind.__module__
+            if attribute:
+                if not isinstance(value, types.ModuleType) or not is_own_module(value.__name__):
+                    continue
+                value, where, name = vars(value).get(attribute), value.__name__, attribute
             if isinstance(value, type):
                 left.append(value)
-            elif not name.startswith("__") and _is_data(value):
-                yield f"{kind.__module__}.{name}", value
+            elif value is not None and not name.startswith("__") and _is_data(value):
+                yield f"{where}.{name}", value
 
 
 def _is_data(value: Any) -> bool:
@@ -79,17 +93,26 @@ def _is_data(value: Any) -> bool:
 
 def _names_in(kind: type) -> set[str]:
     """Return the global names that the methods of a class use."""
-    names: set[str] = set()
     codes = []
     for value in vars(kind).values():
         for part in (value, *(getattr(value, n, None) for n in ("__func__", "fget", "fset"))):
             if isinstance(part, types.FunctionType):
                 codes.append(part.__code__)
-    while codes:
-        code = codes.pop()
-        names |= set(code.co_names)
-        codes += [inner for inner in code.co_consts if isinstance(inner, types.CodeType)]
-    return names
+    return set().union(*map(_globals_of, codes))
+
+
+@cache
+def _globals_of(code: types.CodeType) -> frozenset[str]:
+    """Return the global names that code uses; what it takes from a module, as ``module.name``."""
+    names, before = set(), ""
+    for step in dis.get_instructions(code):
+        if step.opname in _GLOBAL:
+            names.add(step.argval)
+        elif step.opname in _ATTRIBUTE and before:
+            names.add(f"{before}.{step.argval}")
+        before = step.argval if step.opname in _GLOBAL else ""
+    inner = [_globals_of(part) for part in code.co_consts if isinstance(part, types.CodeType)]
+    return frozenset(names).union(*inner)
 
 
 def _update(digest: Any, value: Any) -> None:

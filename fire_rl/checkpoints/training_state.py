@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her import HerReplayBuffer
 
-from fire_rl.checkpoints.env_state import State, capture_attributes, restore_attributes
+from fire_rl.checkpoints.env_state import State, capture_attributes, put_back, restore_attributes
 from fire_rl.checkpoints.safe_tree import is_plain, is_record
 from fire_rl.checkpoints.vec_env_state import capture_vec_env, registered_id, restore_vec_env
 from fire_rl.sb3 import internals
@@ -277,6 +277,6 @@ def _restore_callback(callback: Any, state: State) -> None:
         callback.set_state(state["own"])
         return
     for name, value in state["attributes"].items():
-        setattr(callback, name, value)
+        put_back(callback, name, value)
     if "eval_env" in state:
         restore_vec_env(callback.eval_env, state["eval_env"])

@@ -44,14 +44,15 @@ class Kind:
         name: What its nodes are called.
         matches: Whether a value is of this kind.
         read: From the value to plain data.
-        write: From what stands in its place now (or ``MISSING``) and the data to the value; things
-            that others hold on to are changed in place.
+        write: From what stands in its place now (or ``MISSING``) and the data to the value.
+        in_place: Whether what stands there is changed, because others hold on to it.
     """
 
     name: str
     matches: Callable[[Any], bool]
     read: Callable[[Any], Any]
     write: Callable[[Any, Any], Any]
+    in_place: bool = False
 
 
 def _exactly(*kinds: type) -> Callable[[Any], bool]:
@@ -82,7 +83,9 @@ def _write_moment(_: Any, data: Any) -> Any:
 
 
 def _write_path(_: Any, data: Any) -> Any:
-    return getattr(pathlib, data[0])(data[1])
+    names = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+    kinds: dict[str, Any] = {name: getattr(pathlib, name) for name in names}
+    return kinds[data[0]](data[1])
 
 
 def _is_path(value: Any) -> bool:
@@ -108,13 +111,16 @@ def _seed_of(bits: Any) -> Any:
     return {name: getattr(sequence, name) for name in _SEED}
 
 
-def _new_bits(data: Any) -> Any:
-    name = data["state"]["bit_generator"]
+def _bits_class(name: str) -> Any:
     if name not in _BIT_GENERATORS:
         raise NotCapturable(f"{name} is no bit generator of numpy")
+    return getattr(np.random, name)
+
+
+def _new_bits(data: Any) -> Any:
     seed = data["seed"]
     sequence = None if seed is None else np.random.SeedSequence(**seed)
-    bits = getattr(np.random, name)(sequence)
+    bits = _bits_class(data["state"]["bit_generator"])(sequence)
     bits.state = data["state"]
     return bits
 
@@ -141,7 +147,7 @@ def _write_generator(current: Any, data: Any) -> Any:
 
 def _write_random_state(current: Any, data: Any) -> Any:
     if type(current) is not np.random.RandomState:
-        current = np.random.RandomState(getattr(np.random, data["bit_generator"])())
+        current = np.random.RandomState(_bits_class(data["bit_generator"])())
     current.set_state(data)
     return current
 
@@ -251,28 +257,28 @@ KINDS = (
     Kind("decimal", _exactly(Decimal), str, lambda _, d: Decimal(d)),
     Kind("fraction", _exactly(Fraction), str, lambda _, d: Fraction(d)),
     Kind("uuid", _exactly(uuid.UUID), str, lambda _, d: uuid.UUID(d)),
+    Kind("bytearray", _exactly(bytearray), bytes, lambda _, d: bytearray(d)),
     Kind("path", _is_path, lambda v: [type(v).__name__, str(v)], _write_path),
     Kind("count", _exactly(itertools.count), _read_count, lambda _, d: itertools.count(*d)),
     Kind(
         "generator", _exactly(np.random.Generator), lambda v: _read_bits(v.bit_generator),
-        _write_generator,
+        _write_generator, in_place=True,
     ),
-    Kind("bits", lambda v: isinstance(v, np.random.BitGenerator), _read_bits, _write_bits),
+    Kind("bits", lambda v: isinstance(v, np.random.BitGenerator), _read_bits, _write_bits, True),
     Kind(
         "random_state", _exactly(np.random.RandomState), lambda v: v.get_state(legacy=False),
-        _write_random_state,
+        _write_random_state, in_place=True,
     ),
-    Kind("random", _exactly(random.Random), lambda v: v.getstate(), _write_python_random),
+    Kind("random", _exactly(random.Random), lambda v: v.getstate(), _write_python_random, True),
     Kind("seed", _exactly(np.random.SeedSequence), _read_seed_sequence, _write_seed_sequence),
     Kind(
         "torch_generator", _exactly(torch.Generator),
-        lambda v: {"state": v.get_state(), "device": str(v.device)}, _write_torch_generator,
+        lambda v: {"state": v.get_state(), "device": str(v.device)}, _write_torch_generator, True,
     ),
-    Kind("mujoco", _named("MjData"), _read_mujoco, _write_mujoco),
-    Kind("emulator", _named("ALEInterface"), _read_emulator, _write_emulator),
+    Kind("mujoco", _named("MjData"), _read_mujoco, _write_mujoco, True),
+    Kind("emulator", _named("ALEInterface"), _read_emulator, _write_emulator, True),
     Kind("table", _is_table, _read_table, _write_table),
 )  # fmt: skip
-BY_NAME = {kind.name: kind for kind in KINDS}
 
 # Without a state that a step changes, or known to be for drawing and for files of logs.
 _WITHOUT_STATE = (
@@ -282,7 +288,7 @@ _WITHOUT_STATE = (
     types.WrapperDescriptorType,
 )  # fmt: skip
 _WITHOUT_STATE_NAMES = {"MjModel", "MujocoRenderer", "ResultsWriter", "_lru_cache_wrapper"}
-_WITHOUT_STATE_PACKAGES = {"pygame", "ale_py", "glfw"}
+_WITHOUT_STATE_MODULES = ("pygame", "ale_py._ale_py", "glfw")
 
 
 def is_without_state(value: Any) -> bool:
@@ -292,7 +298,7 @@ def is_without_state(value: Any) -> bool:
     return (
         is_named
         or kind is object
-        or kind.__module__.split(".")[0] in _WITHOUT_STATE_PACKAGES
+        or kind.__module__.startswith(_WITHOUT_STATE_MODULES)
         or isinstance(value, _WITHOUT_STATE)
     )
 
@@ -303,11 +309,6 @@ def describe_static(value: Any) -> str | None:
         return f"the module {value.__name__}"
     is_one_of_many = isinstance(value, np.dtype | torch.dtype | torch.device | np.ufunc)
     return str(value) if is_one_of_many else None
-
-
-def find_kind(value: Any) -> Kind | None:
-    """Return the kind of a value, None for containers, objects and what is not known."""
-    return next((kind for kind in KINDS if kind.matches(value)), None)
 
 
 def is_leaf(value: Any) -> bool:

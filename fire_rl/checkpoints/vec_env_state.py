@@ -28,7 +28,7 @@ def capture_vec_env(venv: VecEnv) -> State:
     all else is restored.
     """
     base = venv.unwrapped
-    state = {"venv": capture_object(venv), "workers": None}
+    state: State = {"venv": capture_object(venv), "workers": None}
     problems = [Problem(copy, text) for copy, text in state["venv"]["missing"]]
     if not isinstance(base, DummyVecEnv):
         if _has_access(base):
@@ -60,19 +60,14 @@ def restore_vec_env(venv: VecEnv, state: State) -> bool:
     elif workers is not None:
         for copy, saved in enumerate(workers):
             (found,) = base.env_method("restore_training_state", saved, indices=[copy])
-            problems += [
-                Problem(None if each.is_shared else copy, each.text, each.is_shared)
-                for each in found
-            ]
+            problems += [Problem(copy, each.text, each.is_note) for each in found]
     elif (text := _unreachable(base)) is not None:
         problems.append(Problem(None, text))
-    lost = _sentences([each for each in problems if not each.is_shared])
-    shared = _sentences([each for each in problems if each.is_shared])
-    if shared:
+    lost = _sentences([each for each in problems if not each.is_note])
+    notes = _sentences([each for each in problems if each.is_note])
+    if notes:
         logger.warning(
-            "The environments share a state that is not restored: %s. Set it as it was, or keep "
-            "it in attributes of the environment: those are restored.",
-            _listed(shared),
+            "The environments are resumed, but not exactly as they were: %s.", _listed(notes)
         )
     if lost:
         logger.warning(
@@ -103,9 +98,7 @@ def _has_access(base: VecEnv) -> bool:
     """Tell whether every copy is wrapped in :class:`StateAccess`, in a way that ends no worker."""
     try:
         if isinstance(base, SubprocVecEnv):  # answered without the class being sent
-            return base.has_attr("restore_training_state") and all(
-                base.env_is_wrapped(StateAccess)
-            )
+            return base.has_attr("restore_training_state") and all(base.env_is_wrapped(StateAccess))
         answers = base.env_is_wrapped(StateAccess)
         return list(answers) == [True] * base.num_envs
     except Exception:  # of the user's own vector environment
@@ -129,7 +122,7 @@ def _numbered(venv: VecEnv, nodes: Sequence[State]) -> Iterator[tuple[int, Any]]
     base = venv
     while isinstance(base, VecEnvWrapper):
         base = base.venv
-        saved = nodes[number]["attributes"].get("venv")
+        saved = nodes[number].get("attributes", {}).get("venv")
         if not isinstance(saved, dict):
             return
         number = saved["ref"]
