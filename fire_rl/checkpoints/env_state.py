@@ -7,6 +7,7 @@ be read, or not be put back, is a :class:`Problem` that names it; the rest is th
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import gymnasium as gym
 
 from fire_rl.checkpoints.object_capture import Problem, State, capture
 from fire_rl.checkpoints.object_restore import restore
-from fire_rl.checkpoints.shared_state import changed, shared_digests
+from fire_rl.checkpoints.shared_state import changed, libraries_with_state, shared_digests
 from fire_rl.checkpoints.value_kinds import NotCapturable
 
 __all__ = [
@@ -27,11 +28,12 @@ def capture_object(obj: Any) -> State:
     """Return the state of an object and of all that it refers to.
 
     Returns:
-        Plain values: ``"nodes"``, ``"missing"`` (what could not be read: pairs of the copy's number
-        and a text) and ``"shared"`` (digests of what belongs to classes and modules).
+        Plain values: ``"nodes"``, ``"missing"`` (what could not be read: the arguments of
+        :class:`Problem`) and ``"shared"`` (digests of what belongs to classes and modules).
     """
     table = capture(obj)
-    missing = [[problem.copy, problem.text] for problem in table.problems]
+    missing = [[problem.copy, problem.text, False] for problem in table.problems]
+    missing += [[None, text, True] for text in libraries_with_state(table.classes)]
     return {"nodes": table.nodes, "missing": missing, "shared": shared_digests(table.classes)}
 
 
@@ -52,7 +54,7 @@ def restore_object(obj: Any, state: State, envs: Sequence[Any] = ()) -> list[Pro
     """
     for number, env in envs:
         _reconfigure(env, state["nodes"], number)
-    missing = [Problem(copy, text) for copy, text in state["missing"]]
+    missing = [Problem(*each) for each in state["missing"]]
     problems, classes = restore(state["nodes"], obj)
     shared = [Problem(None, text, is_note=True) for text in changed(state["shared"], classes)]
     return missing + problems + shared
@@ -66,7 +68,7 @@ def capture_attributes(obj: Any) -> State:
     """
     state = capture_object(obj)
     if state["missing"]:
-        raise NotCapturable("; ".join(text for _, text in state["missing"]))
+        raise NotCapturable("; ".join(text for _, text, _ in state["missing"]))
     return state
 
 
@@ -119,22 +121,32 @@ class StateAccess(gym.Wrapper[Any, Any, Any, Any]):
     """
 
     def training_state(self) -> State:
-        """Return :func:`capture_env` of what is inside; an error would end the worker."""
+        """Return the state of all wrappers and what is inside; an error would end the worker."""
         try:
-            return capture_env(self.env)
+            return capture_env(_outermost(self))
         except Exception as error:
-            return {"nodes": [], "missing": [[None, repr(error)]], "shared": {}}
+            return {"nodes": [], "missing": [[None, repr(error), False]], "shared": {}}
 
     def restore_training_state(self, state: State) -> list[Problem]:
-        """Apply :func:`restore_env` to what is inside."""
+        """Put the state back; return what is not restored."""
         try:
-            return restore_env(self.env, state)
+            return restore_env(_outermost(self), state)
         except Exception as error:
             return [Problem(None, repr(error))]
 
     def registered_id(self) -> str | None:
         """Return the id of the environment inside, None if it is not registered."""
         return None if self.env.spec is None else self.env.spec.id
+
+
+def _outermost(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """Return the wrapper around all others: somebody may have wrapped this one again."""
+    for referrer in gc.get_referrers(env):
+        owners = gc.get_referrers(referrer) if isinstance(referrer, dict) else [referrer]
+        for owner in owners:
+            if isinstance(owner, gym.Wrapper) and owner.env is env and owner is not env:
+                return _outermost(owner)
+    return env
 
 
 def _reconfigure(env: Any, nodes: Sequence[State], number: int) -> None:

@@ -7,8 +7,6 @@ be read has a node that says so, and is named; everything else is there.
 from __future__ import annotations
 
 import io
-import multiprocessing.process
-import subprocess
 import threading
 from collections import defaultdict, deque
 from collections.abc import Collection
@@ -41,10 +39,12 @@ _BUFFERS = {
     "buf_obs", "buf_dones", "buf_rews", "buf_infos", "actions", "keys", "remotes", "processes",
     "work_remotes",
 }  # fmt: skip
-# Python classes whose state is somewhere else: in a thread, a process, a file.
-_ELSEWHERE = (
-    threading.Thread, subprocess.Popen, multiprocessing.process.BaseProcess, io.IOBase,
-)  # fmt: skip
+# Python classes whose state is somewhere else: in a thread, a process, a connection, a file.
+_ELSEWHERE = (threading.Thread, io.IOBase)
+_ELSEWHERE_MODULES = {
+    "asyncio", "concurrent", "multiprocessing", "mmap", "selectors", "socket", "sqlite3", "ssl",
+    "subprocess", "tempfile", "weakref",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def attributes_of(value: Any) -> dict[str, Any]:
     if isinstance(value, BaseAlgorithm):  # an opponent, say: what it plays is its policy
         return {"policy": found["policy"]} if "policy" in found else {}
     if type(value).__name__ == "AtariEnv":  # all but these is configuration, beside the emulator
-        wanted = np.random.Generator | spaces.Space
+        wanted: Any = (np.random.Generator, spaces.Space)
         found = {k: v for k, v in found.items() if k == "ale" or isinstance(v, wanted)}
     inside = "venv" if isinstance(value, VecEnvWrapper) else "env"
     names = sorted(found, key=lambda name: name == inside)
@@ -173,7 +173,7 @@ class _Capture:
                 }
             return node
         is_own = is_written_in_python(type(value)) or base_of(type(value)) is type(value)
-        if is_own and is_readable(type(value)) and not isinstance(value, _ELSEWHERE):
+        if is_own and is_readable(type(value)) and not _is_elsewhere(value):
             return self._object(value, place)
         return self._unreadable(value, place)
 
@@ -213,6 +213,11 @@ class _Capture:
         text = f"`{place.name}` is a {kind.__module__}.{kind.__qualname__}"
         self.table.problems.append(Problem(place.copy, f"{text}: {why}" if why else text))
         return {"kind": "unreadable", **_named(value, place)}
+
+
+def _is_elsewhere(value: Any) -> bool:
+    modules = {kind.__module__.split(".")[0] for kind in type(value).__mro__}
+    return isinstance(value, _ELSEWHERE) or bool(modules & _ELSEWHERE_MODULES)
 
 
 def _named(value: Any, place: Place) -> State:

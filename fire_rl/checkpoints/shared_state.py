@@ -55,35 +55,57 @@ def changed(saved: Mapping[str, str], classes: Iterable[type]) -> list[str]:
     ]
 
 
-def _shared_values(classes: Iterable[type]) -> Iterator[tuple[str, Any]]:
-    """Yield what may change and is kept by classes or by the modules of their methods."""
+def libraries_with_state(classes: Iterable[type]) -> list[str]:
+    """Return a sentence for each library written in C that the user's own classes call.
+
+    Such a one may keep the state of a simulation in itself, as pybullet does.
+    """
+    found = {}
+    for kind in _own_classes(classes):
+        module: Any = sys.modules.get(kind.__module__)
+        for name in _names_in(kind):
+            value = getattr(module, name.partition(".")[0], None)
+            if isinstance(value, types.ModuleType) and is_own_module(value.__name__):
+                origin = str(getattr(value, "__file__", None) or "")
+                if origin.endswith((".so", ".pyd")):
+                    found[value.__name__] = kind.__name__
+    return [
+        f"{kind} calls {name}, a library that may keep a state which cannot be read"
+        for name, kind in found.items()
+    ]
+
+
+def _own_classes(classes: Iterable[type]) -> Iterator[type]:
+    """Yield the user's own classes, and those that their methods name."""
     left = [level for kind in classes for level in kind.__mro__]
     known: set[type] = set()
     while left:
         kind = left.pop()
-        if kind in known or not is_own(kind) or issubclass(kind, enum.Enum):
-            continue
-        known.add(kind)
+        if kind not in known and is_own(kind) and not issubclass(kind, enum.Enum):
+            known.add(kind)
+            yield kind
+            module: Any = sys.modules.get(kind.__module__)
+            named = [getattr(module, name, None) for name in _names_in(kind)]
+            left += [value for value in named if isinstance(value, type)]
+
+
+def _shared_values(classes: Iterable[type]) -> Iterator[tuple[str, Any]]:
+    """Yield what may change and is kept by classes or by the modules of their methods."""
+    for kind in _own_classes(classes):
         for name, value in list(vars(kind).items()):
-            if (
-                not name.startswith("__")
-                and name not in ("metadata", "_abc_impl")
-                and _is_data(value)
-            ):
+            is_hidden = name.startswith("__") or name in ("metadata", "_abc_impl")
+            if not is_hidden and _is_data(value):
                 yield f"{kind.__name__}.{name}", value
-        module: Any = sys.modules.get(kind.__module__)
-        space = {} if module is None else vars(module)
         for path in sorted(_names_in(kind)):
             name, _, attribute = path.partition(".")
-            value, where = space.get(name), kind.__module__
-            if attribute:
-                if not isinstance(value, types.ModuleType) or not is_own_module(value.__name__):
-                    continue
-                value, where, name = vars(value).get(attribute), value.__name__, attribute
-            if isinstance(value, type):
-                left.append(value)
-            elif value is not None and not name.startswith("__") and _is_data(value):
-                yield f"{where}.{name}", value
+            owner: Any = sys.modules.get(kind.__module__)
+            if attribute:  # of a module of the user's own
+                owner = getattr(owner, name, None)
+                is_module = isinstance(owner, types.ModuleType) and is_own_module(owner.__name__)
+                owner, name = owner if is_module else None, attribute
+            value = None if owner is None else vars(owner).get(name)
+            if value is not None and not name.startswith("__") and _is_data(value):
+                yield f"{owner.__name__}.{name}", value
 
 
 def _is_data(value: Any) -> bool:

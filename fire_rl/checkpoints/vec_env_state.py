@@ -29,21 +29,24 @@ def capture_vec_env(venv: VecEnv) -> State:
     """
     base = venv.unwrapped
     state: State = {"venv": capture_object(venv), "workers": None}
-    problems = [Problem(copy, text) for copy, text in state["venv"]["missing"]]
+    problems = [Problem(*each) for each in state["venv"]["missing"]]
     if not isinstance(base, DummyVecEnv):
         if _has_access(base):
             state["workers"] = base.env_method("training_state")
             for copy, worker in enumerate(state["workers"]):
-                problems += [Problem(copy, text) for _, text in worker["missing"]]
+                problems += [Problem(copy, *each[1:]) for each in worker["missing"]]
         elif (text := _unreachable(base)) is not None:
             problems.append(Problem(None, text))
-    state["missing"] = _sentences(problems)
-    if problems:
+    lost, notes = _sentences(problems)
+    state["missing"] = lost or None
+    if notes:
+        logger.warning("A resumed training may not be exact: %s.", _listed(notes))
+    if lost:
         logger.warning(
             "The environments' state cannot be saved completely: %s. When this training is "
             "resumed, that begins as a new training makes it, the episodes in progress are dropped "
             "and new ones begin; every other attribute of the environments is restored.",
-            _listed(state["missing"]),
+            _listed(lost),
         )
     return state
 
@@ -63,8 +66,7 @@ def restore_vec_env(venv: VecEnv, state: State) -> bool:
             problems += [Problem(copy, each.text, each.is_note) for each in found]
     elif (text := _unreachable(base)) is not None:
         problems.append(Problem(None, text))
-    lost = _sentences([each for each in problems if not each.is_note])
-    notes = _sentences([each for each in problems if each.is_note])
+    lost, notes = _sentences(problems)
     if notes:
         logger.warning(
             "The environments are resumed, but not exactly as they were: %s.", _listed(notes)
@@ -132,14 +134,18 @@ def _numbered(venv: VecEnv, nodes: Sequence[State]) -> Iterator[tuple[int, Any]]
             yield item["ref"], env
 
 
-def _sentences(problems: Sequence[Problem]) -> list[str]:
-    """Return what is wrong, each with the copies where it is."""
-    copies: dict[str, list[int]] = {}
+def _sentences(problems: Sequence[Problem]) -> tuple[list[str], list[str]]:
+    """Return what is lost and what is only to be noted, each with the copies where it is."""
+    copies: dict[tuple[bool, str], list[int]] = {}
     for problem in problems:
-        copies.setdefault(problem.text, [])
+        numbers = copies.setdefault((problem.is_note, problem.text), [])
         if problem.copy is not None:
-            copies[problem.text].append(problem.copy)
-    return [f"{text}{_where(numbers)}" for text, numbers in copies.items()]
+            numbers.append(problem.copy)
+    both = [
+        [f"{text}{_where(numbers)}" for (note, text), numbers in copies.items() if note is is_note]
+        for is_note in (False, True)
+    ]
+    return both[0], both[1]
 
 
 def _where(numbers: Sequence[int]) -> str:

@@ -407,7 +407,7 @@ def test_an_environment_that_cannot_be_captured_is_named(tmp_path, caplog):
     caplog.clear()
     model = make()
     model.learn(64, callback=RunCheckpointCallback(16, tmp_path, resume=True))
-    assert "state is not restored (`Opaque.engine`" in caplog.text
+    assert "state is not restored completely: `Opaque.engine`" in caplog.text
     assert model.num_timesteps == 64
 
 
