@@ -135,8 +135,8 @@ def _split_view(value: Any) -> tuple[Any, Parts]:
 def _join_view(living: Any, data: Any, parts: Parts, find: Find) -> Any:
     shape, dtype, offset, strides = data
     root = parts["base"]
-    order = _memory_order(root)
-    return np.ndarray(shape, dtype, root.transpose(order), offset, strides)
+    memory = root if root.flags.c_contiguous else root.transpose(_memory_order(root))
+    return np.ndarray(shape, dtype, memory, offset, strides)
 
 
 def _memory_order(array: Any) -> list[int]:
@@ -152,8 +152,8 @@ def _split_array(value: Any) -> tuple[Any, Parts]:
             raise NotCapturable("a structured array with objects in it")
         return {"shape": list(value.shape)}, dict(enumerate(value.flat))
     axes = _memory_order(value)
-    # Memory of something else (a simulator, shared memory): it goes on using it.
-    is_foreign = value.base is not None and type(value.base) is not np.ndarray
+    # Memory of something else (a simulator, other processes): it goes on using it.
+    is_foreign = value.base is not None and not isinstance(value.base, np.ndarray)
     kept = {"writeable": value.flags.writeable, "foreign": is_foreign and value.flags.writeable}
     return {"axes": axes, **kept, "values": value.transpose(axes)}, {}
 
@@ -165,14 +165,18 @@ def _join_array(living: Any, data: Any, parts: Parts, find: Find) -> Any:
             array.flat[k] = item
         return array
     array = data["values"].copy().transpose(np.argsort(data["axes"]))
-    if not data["foreign"]:
-        array.flags.writeable = data["writeable"]
-        return array
     is_same = type(living) is np.ndarray and living.dtype == array.dtype
-    if not is_same or living.shape != array.shape or not living.flags.writeable:
-        raise NotCapturable("its memory belongs to something else, which is not there")
-    living[...] = array
-    return living
+    if data["foreign"] and is_same and living.shape == array.shape and living.flags.writeable:
+        living[...] = array
+        return living
+    array.flags.writeable = data["writeable"]
+    return array
+
+
+def _is_tensors(value: Any) -> bool:
+    """Tell whether an array is the memory of a tensor, as ``tensor.numpy()`` returns it."""
+    is_array = type(value) is np.ndarray and isinstance(value.base, torch.Tensor)
+    return is_array and tuple(value.base.shape) == value.shape
 
 
 def _split_tensor(value: torch.Tensor) -> tuple[Any, Parts]:
@@ -283,6 +287,10 @@ COMPOSITES = (
     *map(_simple, KINDS),
     Composite("space", _is(spaces.Space), _split_space, _join_space, True, True),
     Composite("view", _is_view, _split_view, _join_view),
+    Composite(
+        "tensors", _is_tensors, lambda v: (None, {"tensor": v.base}),
+        lambda _, __, parts, ___: parts["tensor"].detach().numpy(),
+    ),
     Composite("array", _is(np.ndarray), _split_array, _join_array, True),
     Composite("tensor", _is(torch.Tensor), _split_tensor, _join_tensor, True),
     Composite("class", _is(type), lambda v: (None, {}), lambda _, __, ___, find: find(object)),

@@ -52,29 +52,49 @@ class _Restore:
     def __init__(self, nodes: Sequence[State]) -> None:
         self._nodes = nodes
         self._lookup = ClassLookup()
-        self._problems: list[Problem] = []
         self._living: dict[int, Any] = {}  # what stands in the place of each node
         self._done: dict[int, Any] = {}  # what each node has become
         self._taken: dict[int, int] = {}  # ids of living objects, and the node of each
         self._alive: list[Any] = []  # so that no two objects have the same id
         self._joined: set[int] = set()
-        self._failed: set[int] = set()
-        self._queue: deque[int] = deque()
+        self._failed: dict[int, Problem] = {}
+        self._notes: list[Problem] = []
+        self._met: list[tuple[int, Any]] = []  # what the last object refers to, now and then
         self._without: Collection[str] = ()
 
     def run(
         self, root: Any, number: int, without: Collection[str]
     ) -> tuple[list[Problem], set[type]]:
         self._root, self._without = number, without
-        self._meet({"ref": number}, root)
-        order = []
-        while self._queue:
-            order.append(self._queue.popleft())
-            self._attempt(order[-1], self._place)
-        for number in sorted(order, key=self._rank):
+        left = [(number, root)]
+        while left:
+            self._arrive(*left.pop())
+            self._met.reverse()  # the last is the next
+            left += sorted(self._met, key=self._is_container)
+            self._met.clear()
+        for number in sorted(self._living, key=self._rank):
             if number not in self._failed:
                 self._attempt(number, self._fill)
-        return self._problems, set(self._lookup.seen.values())
+        problems = [*self._failed.values(), *self._notes]
+        return problems, set(self._lookup.seen.values())
+
+    def _is_container(self, met: tuple[int, Any]) -> bool:
+        """Tell what goes first: in a list each object has its own place, ``current`` has not."""
+        node = self._nodes[met[0]]
+        return "items" in node or node["kind"] == "tuple"
+
+    def _arrive(self, number: int, living: Any) -> None:
+        """Place a node where it is met first, or where it fits."""
+        if number in self._living:
+            if living is MISSING or (number in self._done and number not in self._failed):
+                return
+            if number not in self._failed:  # it is put together later, from what is here
+                if self._living[number] is MISSING:
+                    self._living[number] = living
+                return
+            del self._failed[number], self._done[number]
+        self._living[number] = living
+        self._attempt(number, self._place)
 
     def _rank(self, number: int) -> int:
         """Order of filling: keys and items of sets are looked up by what is in them."""
@@ -92,21 +112,15 @@ class _Restore:
         """Name what cannot be put back; it stays as it is."""
         node = self._nodes[number]
         why = str(error) if isinstance(error, NotCapturable) else repr(error)
-        self._problems.append(Problem(node["copy"], f"`{node['path']}`: {why}"))
+        self._failed[number] = Problem(node["copy"], f"`{node['path']}`: {why}")
         self._done[number] = self._living[number]
-        self._failed.add(number)
 
     # ------------------------------------------------------------- which object stands for a node
 
     def _meet(self, saved: Any, living: Any) -> None:
         """Note what stands in the place of a saved value."""
         if isinstance(saved, dict):
-            number = saved["ref"]
-            if number not in self._living:
-                self._living[number] = living
-                self._queue.append(number)
-            elif self._living[number] is MISSING and number not in self._done:
-                self._living[number] = living
+            self._met.append((saved["ref"], living))
 
     def _place(self, number: int, node: State, living: Any) -> None:
         """Find or make the object of a node, and go on to what it refers to."""
@@ -258,7 +272,7 @@ class _Restore:
         if base is set:
             if not fill_set(target, [item for item in items if item is not MISSING]):
                 text = f"the items of the set `{node['path']}` come in another order than before"
-                self._problems.append(Problem(node["copy"], text, is_note=True))
+                self._notes.append(Problem(node["copy"], text, is_note=True))
             return
         base.clear(target)
         base.extend(target, [None if item is MISSING else item for item in items])

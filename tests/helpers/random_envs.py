@@ -149,8 +149,22 @@ def containers_act(o, a, t):
     o.frozen, o.data[0] = frozenset([a, t]), t % 256
     o.numbers ^= {t % 5}
     o.space.x += a
-    total = sum(o.log) + sum(o.ring["me"]["q"]) + o.count[1] + len(o.by[1]) + next(iter(o.order.values()))
-    return total + o.pair[(1, 2)] + sum(o.point.y) + max(o.frozen) + o.data[0] + sum(o.numbers) + o.space.x
+    total = (
+        sum(o.log)
+        + sum(o.ring["me"]["q"])
+        + o.count[1]
+        + len(o.by[1])
+        + next(iter(o.order.values()))
+    )
+    return (
+        total
+        + o.pair[(1, 2)]
+        + sum(o.point.y)
+        + max(o.frozen)
+        + o.data[0]
+        + sum(o.numbers)
+        + o.space.x
+    )
 
 
 def arrays(o, draw):
@@ -260,7 +274,7 @@ def lazily(o, draw):
 
 
 def lazily_act(o, a, t):
-    o.late = getattr(o, "late", []) + [a]
+    o.late = [*getattr(o, "late", []), a]
     if t == 3:
         del o.gone
     return sum(o.late) + 5 * hasattr(o, "gone")
