@@ -164,7 +164,9 @@ def _join_array(living: Any, data: Any, parts: Parts, find: Find) -> Any:
         for k, item in parts.items():
             array.flat[k] = item
         return array
-    array = data["values"].copy().transpose(np.argsort(data["axes"]))
+    array = data["values"].copy()
+    if data["axes"] != sorted(data["axes"]):
+        array = array.transpose(np.argsort(data["axes"]))
     is_same = type(living) is np.ndarray and living.dtype == array.dtype
     if data["foreign"] and is_same and living.shape == array.shape and living.flags.writeable:
         living[...] = array

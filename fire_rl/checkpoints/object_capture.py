@@ -49,14 +49,19 @@ _ELSEWHERE_MODULES = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value stands: in which copy of the environment, and under which name."""
+    """Where a value stands: in which copy of the environment, and under which name.
+
+    ``holds_copies`` says that it is the list of the copies.
+    """
 
     copy: int | None
     name: str
+    holds_copies: bool = False
 
-    def attribute(self, name: str) -> Place:
-        """Return the place of an attribute."""
-        return Place(self.copy, f"{self.name}.{name}")
+    def attribute(self, owner: Any, name: str) -> Place:
+        """Return the place of an attribute of an object."""
+        holds_copies = isinstance(owner, VecEnv) and name == "envs"
+        return Place(self.copy, f"{self.name}.{name}", holds_copies)
 
     def item(self, key: Any) -> Place:
         """Return the place of an item, or of a part with a name."""
@@ -182,12 +187,12 @@ class _Capture:
         self.table.classes.add(kind)
         self._lookup.see(kind)
         base = base_of(kind)
-        if isinstance(value, gym.Env):  # its wrappers need not be named
+        if isinstance(value, gym.Env | VecEnv):  # its wrappers need not be named
             place = Place(place.copy, kind.__name__)
         node: State = {"kind": "object", **_named(value, place)}
         if base in (list, set, deque):
             places = [place.item(k) for k in range(len(value))]
-            if isinstance(value, list) and place.name.endswith("VecEnv.envs"):
+            if place.holds_copies:
                 places = [Place(k, "") for k in range(len(value))]
             pairs = zip(base.__iter__(value), places, strict=True)
             node["items"] = [self._refer(item, where) for item, where in pairs]
@@ -203,7 +208,7 @@ class _Capture:
         if base is defaultdict:
             node["factory"] = self._refer(value.default_factory, place)
         node["attributes"] = {
-            name: self._refer(item, place.attribute(name))
+            name: self._refer(item, place.attribute(value, name))
             for name, item in attributes_of(value).items()
         }
         return node
