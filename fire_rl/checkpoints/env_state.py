@@ -1,128 +1,168 @@
 """The state of environments and other objects, as plain values, and back into objects in place.
 
-An object's state is its attributes: plain values, random generators, spaces (which hold a
-generator) and parts of known classes. Configuration (functions, classes, specs) is left to its
-constructor. Every other attribute is an error that names it: an incomplete state that looks
-complete would be worse than none. MuJoCo and the Atari emulator have functions of their own for
-their state; pickling such environments raises no error and restores another state.
+Every attribute is captured that can hold a state: see
+:mod:`~fire_rl.checkpoints.object_capture` and :mod:`~fire_rl.checkpoints.value_kinds`. What cannot
+be read, or not be put back, is a :class:`Problem` that names it; the rest is there all the same.
 """
 
 from __future__ import annotations
 
-import enum
-import functools
-import hashlib
-import types
-from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+import gc
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
-from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec
 
-from fire_rl.checkpoints.attributes import check_attribute, check_name, may_move
 from fire_rl.checkpoints.description import describe_env
-from fire_rl.checkpoints.safe_tree import is_plain
-from fire_rl.utils.gymnasium_internals import CONFIGURATION, generator_of, set_generator
+from fire_rl.checkpoints.object_capture import Problem, State, capture
+from fire_rl.checkpoints.object_restore import restore
+from fire_rl.checkpoints.shared_state import changed, libraries_with_state, shared_digests
+from fire_rl.checkpoints.value_kinds import NotCapturable
 
-State = dict[str, Any]
-Parts = tuple[type, ...]
-
-_STATIC = (
-    type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType,
-    functools.partial, EnvSpec, enum.Enum, np.dtype, gym.Env,
-)  # fmt: skip
-# Known by name, so that nothing is imported: drawing, files, and MuJoCo's model (see `_digest`).
-_STATIC_NAMES = {"MjModel", "MujocoRenderer", "ResultsWriter"}
-_STATIC_PACKAGES = {"pygame"}
+__all__ = [
+    "NotCapturable", "Problem", "State", "StateAccess", "capture_attributes", "capture_env",
+    "capture_object", "put_back", "restore_attributes", "restore_env", "restore_object",
+]  # fmt: skip
 
 
-class NotCapturable(ValueError):
-    """An object has a state that cannot be read from outside; the message names it."""
+def capture_object(obj: Any) -> State:
+    """Return the state of an object and of all that it refers to.
+
+    Returns:
+        Plain values: ``"nodes"``, ``"missing"`` (what could not be read: the arguments of
+        :class:`Problem`) and ``"shared"`` (digests of what belongs to classes and modules).
+    """
+    table = capture(obj)
+    missing = [[problem.copy, problem.text, False] for problem in table.problems]
+    missing += [[None, text, True] for text in libraries_with_state(table.classes)]
+    return {"nodes": table.nodes, "missing": missing, "shared": shared_digests(table.classes)}
 
 
-def capture_attributes(obj: Any, skip: Collection[str] = (), parts: Parts = ()) -> State:
-    """Return the state of an object.
+def restore_object(obj: Any, state: State, envs: Sequence[Any] = ()) -> list[Problem]:
+    """Put a state back into an object that was built in the same way.
+
+    A wrapper of an environment that changes what is inside it (physics, the game) has a method
+    ``reconfigure()``: with its own attributes restored, it makes the inside as it was, and then
+    that is restored.
 
     Args:
         obj: The object.
-        skip: Names of attributes to leave out.
-        parts: Classes of attributes to descend into.
+        state: Of :func:`capture_object`.
+        envs: The environments in it, with the numbers of their nodes.
+
+    Returns:
+        What is not restored, what could not be captured included.
+    """
+    for number, env in envs:
+        _reconfigure(env, state["nodes"], number)
+    missing = [Problem(*each) for each in state["missing"]]
+    problems, classes = restore(state["nodes"], obj)
+    shared = [Problem(None, text, is_note=True) for text in changed(state["shared"], classes)]
+    return missing + problems + shared
+
+
+def capture_attributes(obj: Any) -> State:
+    """Return the state of an object, all of it.
 
     Raises:
-        NotCapturable: If an attribute is none of what this module knows.
+        NotCapturable: If a part of it cannot be read.
     """
-    state = {}
-    for name, value in vars(obj).items():
-        if name not in skip and not _is_static(value):
-            state[name] = _capture(f"{type(obj).__name__}.{name}", value, parts)
+    state = capture_object(obj)
+    if state["missing"]:
+        raise NotCapturable("; ".join(text for _, text, _ in state["missing"]))
     return state
 
 
-def restore_attributes(obj: Any, state: Mapping[str, Any]) -> None:
-    """Put a state back into an object that was built in the same way."""
-    for name, saved in state.items():
-        current = getattr(obj, name, None)
-        value = _restore(current, saved)
-        if saved["kind"] == "plain":
-            check_attribute(obj, name, value)
-        if value is not current and not may_move(obj, name, value):
-            check_name(obj, name)
-            setattr(obj, name, value)
-
-
-def capture_env(env: gym.Env[Any, Any]) -> list[State]:
-    """Return the state of an environment and of every wrapper around it, outermost first.
+def restore_attributes(obj: Any, state: State) -> None:
+    """Put a state back into an object that was built in the same way.
 
     Raises:
-        NotCapturable: If one of them has a state that cannot be read.
+        NotCapturable: If a part of it cannot be put back.
     """
-    return [_capture_level(level) for level in _levels(env)]
+    if problems := restore_object(obj, state):
+        raise NotCapturable("; ".join(problem.text for problem in problems))
 
 
-def restore_env(env: gym.Env[Any, Any], states: list[State]) -> None:
-    """Put states back into an environment that is wrapped in the same way.
+def put_back(obj: Any, name: str, value: Any) -> None:
+    """Set an attribute to plain data; a list or mapping that others may hold changes in place."""
+    current = getattr(obj, name, None)
+    if type(current) is type(value) is dict:
+        current.clear()
+        current.update(value)
+    elif type(current) is type(value) is list:
+        current[:] = value
+    else:
+        setattr(obj, name, value)
 
-    A wrapper that changes what is inside it (physics, the game) has a method ``reconfigure()``:
-    with its own attributes restored, it makes the inside as it was, and then that is restored.
 
-    Raises:
-        NotCapturable: If it is wrapped differently, or is another one.
+def capture_env(env: gym.Env[Any, Any]) -> State:
+    """Return the state of an environment and of every wrapper around it."""
+    return capture_object(env)
+
+
+def restore_env(env: gym.Env[Any, Any], state: State) -> list[Problem]:
+    """Put a state back into an environment that is wrapped in the same way.
+
+    Returns:
+        What is not restored, see :func:`restore_object`.
     """
-    for level, state in zip(_levels(env), states, strict=False):  # lazily: the inside may change
-        if hasattr(type(level), "reconfigure") and type(level).__name__ == state["class"]:
-            restore_attributes(level, state["attributes"])
-            level.reconfigure()  # type: ignore[attr-defined]
-    levels = list(_levels(env))
-    names = [type(level).__name__ for level in levels]
-    if names != [state["class"] for state in states]:
-        raise NotCapturable(
-            f"the environment is {' in '.join(reversed(names))}, the checkpoint has "
-            f"{' in '.join(state['class'] for state in reversed(states))}"
-        )
-    for level, state in zip(levels, states, strict=True):
-        _restore_level(level, state)
+    return restore_object(env, state, [(0, env)])
 
 
 class StateAccess(gym.Wrapper[Any, Any, Any, Any]):
     """Makes an environment's state reachable from another process, through ``env_method``.
 
     SubprocVecEnv's workers can call methods of their environments only: wrap each one in this.
+
+    Example:
+        >>> from stable_baselines3.common.env_util import make_vec_env
+        >>> env = make_vec_env("CartPole-v1", n_envs=2, wrapper_class=StateAccess)
+        >>> env.env_is_wrapped(StateAccess)
+        [True, True]
     """
 
-    def training_state(self) -> list[State]:
-        """Return :func:`capture_env` of what is inside."""
-        return capture_env(self.env)
+    def training_state(self) -> State:
+        """Return the state of all wrappers and what is inside; an error would end the worker."""
+        try:
+            return capture_env(_outermost(self))
+        except Exception as error:
+            return {"nodes": [], "missing": [[None, repr(error), False]], "shared": {}}
+
+    def restore_training_state(self, state: State) -> list[Problem]:
+        """Put the state back; return what is not restored."""
+        try:
+            return restore_env(_outermost(self), state)
+        except Exception as error:
+            return [Problem(None, repr(error))]
 
     def training_configuration(self) -> dict[str, Any]:
         """Return what the environment was built with, as plain values."""
         return describe_env(self.env)
 
-    def restore_training_state(self, states: list[State]) -> None:
-        """Apply :func:`restore_env` to what is inside."""
-        restore_env(self.env, states)
+
+def _outermost(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """Return the wrapper around all others: somebody may have wrapped this one again."""
+    for referrer in gc.get_referrers(env):
+        owners = gc.get_referrers(referrer) if isinstance(referrer, dict) else [referrer]
+        for owner in owners:
+            if isinstance(owner, gym.Wrapper) and owner.env is env and owner is not env:
+                return _outermost(owner)
+    return env
+
+
+def _reconfigure(env: Any, nodes: Sequence[State], number: int) -> None:
+    """Restore each wrapper that changes what is inside it, without the inside, outermost first."""
+    for level in _levels(env):  # lazily: the inside may change
+        node = nodes[number]
+        if node.get("class") != type(level).__qualname__:
+            return  # it is named when all is restored
+        if hasattr(type(level), "reconfigure"):
+            restore(nodes, level, number, without={"env"})
+            level.reconfigure()  # type: ignore[attr-defined]
+        inside = node.get("attributes", {}).get("env")
+        if not isinstance(inside, dict):
+            return
+        number = inside["ref"]
 
 
 def _levels(env: gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
@@ -131,135 +171,3 @@ def _levels(env: gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
         if not isinstance(env, gym.Wrapper):
             return
         env = env.env
-
-
-def _capture_level(level: gym.Env[Any, Any]) -> State:
-    state: State = {"class": type(level).__name__}
-    emulator: Any = vars(level).get("ale")
-    physics: Any = vars(level).get("data")
-    if type(emulator).__name__ == "ALEInterface":
-        # The rest of it is configuration. Without the emulator's own random state, sticky actions
-        # would differ after some steps.
-        state["ale"] = emulator.cloneState(include_rng=True).__getstate__()
-        state["attributes"] = {
-            name: _capture(name, value, ())
-            for name, value in vars(level).items()
-            if isinstance(value, np.random.Generator | spaces.Space)
-        }
-        return state
-    skip = set(CONFIGURATION)
-    if type(physics).__name__ == "MjData":
-        # All of MjData: the documented state flags lack derived arrays from which rewards of Ant
-        # and Humanoid are computed.
-        state |= {"mujoco": physics.__getstate__(), "model": _digest(vars(level)["model"])}
-        skip.add("data")
-    state["attributes"] = capture_attributes(level, skip)
-    return state
-
-
-def _restore_level(level: Any, state: State) -> None:
-    if "ale" in state:
-        import ale_py
-
-        saved = ale_py.ALEState.__new__(ale_py.ALEState)
-        saved.__setstate__(state["ale"])
-        level.ale.restoreState(saved)
-    if "mujoco" in state:
-        import mujoco
-
-        if _digest(level.model) != state["model"]:
-            raise NotCapturable(
-                f"the MjModel of {type(level).__name__} is not the one of the checkpoint: it was "
-                "changed in training, or it is another version of the environment"
-            )
-        data = mujoco.MjData.__new__(mujoco.MjData)
-        data.__setstate__(state["mujoco"])
-        mujoco.mj_copyData(level.data, level.model, data)
-    restore_attributes(level, state["attributes"])
-
-
-def _digest(model: Any) -> str:
-    """Identify a MuJoCo model."""
-    return hashlib.sha256(model.__getstate__()).hexdigest()
-
-
-def _is_static(value: Any) -> bool:
-    """Tell whether a value is configuration: functions, classes, specs, and containers of these."""
-    if isinstance(value, list | tuple | set | deque) and value:
-        return all(map(_is_static, value))
-    if isinstance(value, Mapping) and value:
-        return all(map(_is_static, value.values()))
-    if isinstance(value, np.random.Generator | np.random.RandomState | spaces.Space):
-        return False
-    kind = type(value)
-    is_known = kind.__name__ in _STATIC_NAMES or kind.__module__.split(".")[0] in _STATIC_PACKAGES
-    return is_known or isinstance(value, _STATIC)
-
-
-def _capture(path: str, value: Any, parts: Parts) -> State:
-    if isinstance(value, np.random.Generator):
-        return {"kind": "generator", "state": value.bit_generator.state}
-    if isinstance(value, np.random.RandomState):
-        return {"kind": "random_state", "state": value.get_state(legacy=False)}
-    if isinstance(value, spaces.Space):
-        return {"kind": "space", "state": [_generator_state(s) for s in _subspaces(value)]}
-    if is_plain(value):
-        return {"kind": "plain", "state": value}
-    if isinstance(value, parts):
-        return {"kind": "part", "state": capture_attributes(value, (), parts)}
-    if isinstance(value, list | tuple):
-        inner = [_capture(f"{path}[{k}]", item, parts) for k, item in enumerate(value)]
-        return {"kind": "list", "state": inner}
-    if isinstance(value, Mapping):
-        items = {key: _capture(f"{path}[{key!r}]", item, parts) for key, item in value.items()}
-        return {"kind": "mapping", "state": items}
-    kind = type(value)
-    raise NotCapturable(f"`{path}` is a {kind.__module__}.{kind.__qualname__}")
-
-
-def _restore(current: Any, saved: State) -> Any:
-    """Return what an attribute must be; generators, spaces and parts change in place."""
-    kind, state = saved["kind"], saved["state"]
-    if kind == "plain":
-        return state
-    if kind == "generator":
-        return _restore_generator(current, state)
-    if kind == "random_state":
-        current.set_state(state)
-    elif kind == "space":
-        for space, generator in zip(_subspaces(current), state, strict=True):
-            if generator is not None:
-                generator = _restore_generator(generator_of(space), generator)
-            set_generator(space, generator)
-    elif kind == "part":
-        restore_attributes(current, state)
-    elif kind == "list":
-        for item, inner in zip(current, state, strict=True):
-            _restore(item, inner)
-    elif kind == "mapping":
-        for key, inner in state.items():
-            _restore(current[key], inner)
-    return current
-
-
-def _restore_generator(current: np.random.Generator | None, state: State) -> np.random.Generator:
-    if current is None:
-        kinds = {"PCG64": np.random.PCG64, "MT19937": np.random.MT19937}
-        current = np.random.Generator(kinds[state["bit_generator"]]())
-    current.bit_generator.state = state
-    return current
-
-
-def _subspaces(space: spaces.Space[Any]) -> Iterator[spaces.Space[Any]]:
-    yield space
-    if isinstance(space, spaces.Dict):
-        for inner in space.spaces.values():
-            yield from _subspaces(inner)
-    elif isinstance(space, spaces.Tuple):
-        for inner in space.spaces:
-            yield from _subspaces(inner)
-
-
-def _generator_state(space: spaces.Space[Any]) -> Any:
-    generator = generator_of(space)
-    return None if generator is None else generator.bit_generator.state

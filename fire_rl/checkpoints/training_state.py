@@ -24,9 +24,9 @@ from fire_rl.checkpoints.attributes import (
     may_move,
     restorable,
 )
-from fire_rl.checkpoints.env_state import State, capture_attributes, restore_attributes
+from fire_rl.checkpoints.env_state import State, capture_attributes, put_back, restore_attributes
 from fire_rl.checkpoints.safe_tree import is_plain, is_record
-from fire_rl.checkpoints.vec_env_state import PARTS, capture_vec_env, restore_vec_env
+from fire_rl.checkpoints.vec_env_state import capture_vec_env, restore_vec_env
 from fire_rl.sb3 import internals
 from fire_rl.sb3.callback_tree import walk_callbacks
 
@@ -61,7 +61,7 @@ def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) ->
             for part in _distributions(model)
         ],
         "attributes": _plain_attributes(model, _NOT_OF_THE_MODEL | set(variables)),
-        "parts": capture_attributes(_parts(model), parts=PARTS),
+        "parts": capture_attributes(_parts(model)),
         "logger": {
             name: {k: v for k, v in getattr(model.logger, name).items() if is_plain(v)}
             for name in _PENDING
@@ -245,7 +245,7 @@ def _restore_callback(callback: Any, state: State) -> None:
     for name, value in restorable(callback, state["attributes"], left_out):
         now = vars(callback).get(name)
         if not holds_text(value) and not holds_text(now):
-            setattr(callback, name, value)
+            put_back(callback, name, value)
         elif value != now and not may_move(callback, name, value):
             logger.warning(
                 "`%s` of %s was %r and is %r: words of a callback are not restored, for they may "

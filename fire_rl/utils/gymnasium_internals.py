@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,3 +29,13 @@ def generator_of(space: spaces.Space[Any]) -> np.random.Generator | None:
 def set_generator(space: spaces.Space[Any], generator: np.random.Generator | None) -> None:
     """Let a space sample with a generator; None as at its start."""
     set_private(space, "_np_random", generator, "gymnasium")
+
+
+def subspaces(space: spaces.Space[Any]) -> Iterator[spaces.Space[Any]]:
+    """Yield a space and all that it consists of: each has a generator of its own."""
+    yield space
+    for value in vars(space).values():
+        parts = value.values() if isinstance(value, Mapping) else value
+        for part in parts if isinstance(value, Mapping | list | tuple) else [value]:
+            if isinstance(part, spaces.Space):
+                yield from subspaces(part)
