@@ -15,6 +15,7 @@ from envs import set_task
 from experiments.config import Tasks
 from experiments.evaluation import evaluator
 from fire_rl.runs import layout
+from fire_rl.sb3.loggers import log_scalars
 from fire_rl.utils.gymnasium_internals import generator_of, set_generator
 from fire_rl.utils.rng import isolated_rng
 
@@ -96,15 +97,12 @@ class TaskEvaluation(BaseCallback):
             spread = float(np.std(returns))
             row = [self.num_timesteps, trained, task, means[task], spread, len(returns)]
             self.rows.append(row)
-            self.logger.record(f"continual/return_task_{task}", means[task])
-        self.logger.record("continual/return_current", means[current])
+        scalars = {f"continual/return_task_{task}": mean for task, mean in means.items()}
+        scalars["continual/return_current"] = means[current]
         if earlier:
-            old = [means[task] for task in earlier]
-            self.logger.record("continual/return_earlier", float(np.mean(old)))
+            scalars["continual/return_earlier"] = float(np.mean([means[task] for task in earlier]))
         self._write()
-        # As EvalCallback does: now, because off-policy training dumps when episodes end.
-        self.logger.record(layout.STEP_COLUMN, self.num_timesteps, exclude="tensorboard")
-        self.logger.dump(self.num_timesteps)
+        log_scalars(self.logger, scalars, self.num_timesteps)
 
     def _play(self, task: int) -> list[float]:
         """Return the returns of one task's episodes."""

@@ -35,7 +35,7 @@ from fire_rl.sb3.exploration import (
     restore_exploration,
 )
 from fire_rl.sb3.head_refit import HeadRefit, as_head_refit, check_head_refit
-from fire_rl.sb3.loggers import log_folder, summary_writer
+from fire_rl.sb3.loggers import log_folder, log_scalars, summary_writer
 from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.side_effects import check_warm_up, warm_up
 from fire_rl.sb3.surgery import apply_intervention, groups_to_change
@@ -162,30 +162,46 @@ class InterventionCallback(RolloutCallback):
             self._intervene(planned_step, {"trigger": cause})
 
     def _intervene(self, planned_step: int, cause: Mapping[str, Any]) -> None:
-        report = apply_intervention(
-            self.model,
-            self.intervention,
-            save_before=self.save_before,
-            initial=self._initial,
-            probe=self._probe(),
-            seed=None if self.seed is None else self.seed + planned_step,
-            head_refit=self.head_refit,
-            live=lambda: self.source.live(self.model) if self.source is not None else None,
-        )
-        self.reports.append(report)
-        self.recovery.steps.append(report.num_timesteps)
-        for key, value in report.scalars().items():
-            self.logger.record(key, value)
-        # Off-policy algorithms dump when episodes end only, and keep the last value of a key.
-        self.logger.dump(self.num_timesteps)
-        self._append_to_log({"planned_step": planned_step, **cause, **report.to_dict()})
+        events = len(self.reports)
+        try:
+            report = apply_intervention(
+                self.model,
+                self.intervention,
+                save_before=self.save_before,
+                initial=self._initial,
+                probe=self._probe(),
+                seed=None if self.seed is None else self.seed + planned_step,
+                head_refit=self.head_refit,
+                live=lambda: self.source.live(self.model) if self.source is not None else None,
+                on_report=lambda report: self._record(report, planned_step, cause),
+            )
+        except BaseException:
+            if len(self.reports) == events:  # it was undone, and is still to come
+                self.clock.armed = planned_step
+            raise
         say(self, report.summary())
         if self.warmup_updates:
             with self.clock.not_counting():
                 warm_up(self.model, self.warmup_updates)
-        if self.restart_exploration is not None:
-            self._restarted = (self.num_timesteps, self.restart_exploration)
-            self.restart_exploration.apply(self.model, self.num_timesteps)
+
+    def _record(
+        self, report: InterventionReport, planned_step: int, cause: Mapping[str, Any]
+    ) -> None:
+        """Log an event, its line last: an error on the way undoes the event, and this."""
+        events, restarted = len(self.reports), self._restarted
+        try:
+            if self.restart_exploration is not None:
+                self._restarted = (self.num_timesteps, self.restart_exploration)
+                self.restart_exploration.apply(self.model, self.num_timesteps)
+            log_scalars(self.logger, report.scalars(), self.num_timesteps)
+            self.reports.append(report)
+            self.recovery.steps.append(report.num_timesteps)
+            self._append_to_log({"planned_step": planned_step, **cause, **report.to_dict()})
+        except BaseException:
+            del self.reports[events:]
+            del self.recovery.steps[events:]
+            self._restarted = restarted
+            raise
 
     def _on_rollout_end(self) -> None:
         if not isinstance(self.clock.schedule, Never):  # the control needs no observations

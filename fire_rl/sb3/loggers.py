@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import (
+    DISABLED,
+    CSVOutputFormat,
+    Logger,
+    TensorBoardOutputFormat,
+)
 
 from fire_rl.metrics.registry import Shown
 from fire_rl.runs.layout import CONTINUED_LOGS
@@ -20,6 +25,28 @@ def summary_writer(logger: Logger) -> Any | None:
         if isinstance(output, TensorBoardOutputFormat):
             return output.writer
     return None
+
+
+def log_scalars(logger: Logger, values: Mapping[str, float], step: int) -> None:
+    """Log values of our own without moving those of others.
+
+    ``logger.dump()`` would write all that SB3 and the user have recorded so far, at another step
+    than without us, and begin their means anew. TensorBoard gets the values now, at their step;
+    tables and files of rows get them in their next row.
+
+    Args:
+        logger: The model's.
+        values: By key.
+        step: At which they were measured.
+    """
+    if logger.level == DISABLED:
+        return
+    nowhere: dict[str, tuple[str, ...]] = dict.fromkeys(values, ("",))
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):
+            output.write(dict(values), nowhere, step)
+    for key, value in values.items():
+        logger.record(key, value, exclude="tensorboard")
 
 
 def log_folder(logger: Logger) -> Path | None:
