@@ -1,4 +1,4 @@
-"""All or nothing: what a block has changed is put back if it fails, and signals wait for its end."""
+"""All or nothing: what a block changes is put back if it fails, and signals wait for its end."""
 
 from __future__ import annotations
 
@@ -66,16 +66,16 @@ def signals_held() -> Iterator[None]:
         yield
     finally:
         failed = None
-        for number, handler in handlers.items():
+        for each, handler in handlers.items():
             try:
-                signal.signal(number, handler)
+                signal.signal(each, handler)
             except BaseException as error:  # of a handler that is back already
-                signal.signal(number, handler)
+                signal.signal(each, handler)
                 failed = error
         if failed is not None:
             raise failed
-        for number in came:
-            handlers[number](number, None)
+        for each in came:
+            handlers[each](each, None)
 
 
 class _Saved:
@@ -108,9 +108,9 @@ class _Saved:
     def put_back(self) -> None:
         for tensor, values in self.tensors:
             tensor.copy_(values)
-        for states, before in self.states:
+        for states, entries in self.states:
             states.clear()
-            for key, (state, items) in before.items():
+            for key, (state, items) in entries.items():
                 _refill(state, items)
                 states[key] = state
         for attributes, before, containers in self.attributes:

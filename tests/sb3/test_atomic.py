@@ -264,7 +264,7 @@ def test_two_real_ctrl_c_leave_a_whole_event_with_its_line(way, tmp_path):
     for group in groups:
         for layer in group.online.layers:
             spread = torch.linalg.svdvals(layer.weight.detach())
-            assert spread.max() / spread.min() < 3, layer.name  # projected, all of them
+            assert spread.median() / spread.max() > 0.99, layer.name  # projected, all of them
             assert layer.weight not in group.optimizer.state, layer.name
 
 
@@ -371,10 +371,14 @@ def test_attributes_and_the_containers_in_them_are_put_back():
     owner = Owner()
     owner.number, owner.names, owner.held = 1, ["a"], {"k": 1}
     names = owner.names
-    with pytest.raises(KeyError), all_or_nothing([], objects=[owner]):
+
+    def change():
         owner.number, owner.new = 2, 3
         owner.names.append("b")
         owner.held.clear()
         raise KeyError
+
+    with pytest.raises(KeyError), all_or_nothing([], objects=[owner]):
+        change()
     assert vars(owner) == {"number": 1, "names": ["a"], "held": {"k": 1}}
     assert owner.names is names
