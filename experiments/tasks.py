@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from experiments.config import Tasks
 from experiments.evaluation import evaluator
 from fire_rl.runs import layout
 from fire_rl.sb3.loggers import log_scalars
+from fire_rl.utils.files import write_csv
 from fire_rl.utils.gymnasium_internals import generator_of, set_generator
 from fire_rl.utils.rng import isolated_rng
 
@@ -127,10 +127,7 @@ class TaskEvaluation(BaseCallback):
 
     def _write(self) -> None:
         """Write ``continual.csv``, whole: a resumed run knows the lines before it."""
-        with (self.folder / layout.CONTINUAL).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(layout.CONTINUAL_COLUMNS)
-            writer.writerows(self.rows)
+        write_csv(self.folder / layout.CONTINUAL, layout.CONTINUAL_COLUMNS, self.rows)
 
 
 def tasks_to_evaluate(trained: int, limit: int, recurring: int | None = None) -> list[int]:

@@ -26,7 +26,7 @@ from fire_rl.interventions import (
     published_schedule,
 )
 from fire_rl.runs.episodes import EpisodeLog
-from fire_rl.runs.layout import INTERVENTIONS
+from fire_rl.runs.event_lines import EventLines
 from fire_rl.runs.recovery import Recovery, RecoveryLog
 from fire_rl.sb3.exploration import (
     ExplorationRestart,
@@ -40,7 +40,6 @@ from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.side_effects import check_warm_up, warm_up
 from fire_rl.sb3.surgery import apply_intervention, groups_to_change
 from fire_rl.schedules import At, Never, Schedule, Threshold, make_schedule
-from fire_rl.utils.jsonable import append_json
 from fire_rl.utils.validation import check_int
 
 
@@ -114,6 +113,7 @@ class InterventionCallback(RolloutCallback):
 
     def _reset_history(self) -> None:
         self.recovery = RecoveryLog(self.intervention.name)
+        self._lines = EventLines()
         self._initial: dict[str, Tensor] = {}
         self._announced: set[int] | None = None
         self._restarted: tuple[int, ExplorationRestart] | None = None
@@ -126,6 +126,8 @@ class InterventionCallback(RolloutCallback):
             self._reset_history()
             tensors = ModelView(self.model).tensors
             self._initial = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            start = [tensor.flatten()[:256].tolist() for tensor in self._initial.values()]
+            self._lines = EventLines.of(self.intervention, self.clock.schedule, start)
         super()._init_callback()
 
     def check(self, model: BaseAlgorithm) -> None:
@@ -240,6 +242,7 @@ class InterventionCallback(RolloutCallback):
             "initial": self._initial,
             "announced": self._announced,
             "recovery": self.recovery.get_state(),
+            "lines": self._lines.get_state(),
             "restarted": self._restarted and (self._restarted[0], asdict(self._restarted[1])),
         }
         trigger = {} if self.monitor is None else {"trigger": self.monitor.get_state()}
@@ -252,6 +255,8 @@ class InterventionCallback(RolloutCallback):
         self._restore_history(state)
         self.recovery.set_state(state["recovery"])
         self._announced = state["announced"]
+        self._lines.set_state(state["lines"])
+        self._lines.take_back(self._folder())
         if self.monitor is not None and "trigger" in state:
             self.monitor.set_state(state["trigger"])
 
@@ -312,9 +317,7 @@ class InterventionCallback(RolloutCallback):
         return log_folder(self.logger) if self.log_dir is None else Path(self.log_dir)
 
     def _append_to_log(self, entry: Mapping[str, Any]) -> None:
-        folder = self._folder()
-        if folder is not None:
-            append_json(folder / INTERVENTIONS, entry)
+        self._lines.append(self._folder(), entry)
 
     def _warn_about_plan(self, planned: Sequence[int]) -> None:
         starts = getattr(self.model, "learning_starts", 0)

@@ -174,7 +174,7 @@ def restore(
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"The checkpoint {path} does not fit: {error}.") from error
     if not branch:
-        cut_logs(model.logger, manifest["logs"])
+        cut_logs(model.logger, manifest["logs"], path.parent)
     return begun
 
 

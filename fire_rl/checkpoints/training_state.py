@@ -23,6 +23,7 @@ from fire_rl.checkpoints.safe_tree import is_plain, is_record
 from fire_rl.checkpoints.vec_env_state import PARTS, capture_vec_env, restore_vec_env
 from fire_rl.sb3 import internals
 from fire_rl.sb3.callback_tree import walk_callbacks
+from fire_rl.sb3.loggers import capture_rows, restore_rows
 
 _GSDE = ("exploration_mat", "exploration_matrices")
 # Of a model: what the clock says, and what is captured by itself.
@@ -58,6 +59,7 @@ def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) ->
             name: {k: v for k, v in getattr(model.logger, name).items() if is_plain(v)}
             for name in ("name_to_value", "name_to_count", "name_to_excluded")
         },
+        "rows": capture_rows(model.logger),
         "env": capture_vec_env(model.env),
         "callbacks": [_capture_callback(callback) for callback in walk_callbacks(callbacks)],
         "random": {
@@ -116,6 +118,7 @@ def restore_training(
     if branch:
         begun = _branch_callbacks(walk_callbacks(callbacks), state["callbacks"])
     else:
+        restore_rows(model.logger, state["rows"])
         for callback, saved in zip(walk_callbacks(callbacks), state["callbacks"], strict=True):
             _restore_callback(callback, saved)
     drawn = state["random"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -29,6 +31,14 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file by rename, see :func:`whole_file`."""
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.write(text)
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table by rename, see :func:`whole_file`."""
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def append_whole(path: Path, text: str) -> None:
