@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -53,9 +54,7 @@ def append_whole(path: Path, text: str) -> None:
             file.seek(size - 1)
             text = text if file.read(1) == b"\n" else f"\n{text}"
         try:
-            left = text.encode()
-            while left:  # a disk that becomes full takes a part of it first
-                left = left[file.write(left) :]
+            _write(file, text.encode())
         except BaseException:
             file.truncate(size)
             raise
@@ -70,3 +69,8 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def _write(file: io.FileIO, data: bytes) -> None:
+    while data:  # a disk that becomes full takes a part of it first
+        data = data[file.write(data) :]

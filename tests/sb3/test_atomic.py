@@ -40,10 +40,10 @@ ALGORITHMS = {  # with all that an event can touch there
     "dqn": ({"replay_buffer": "clear"}, {}),
 }
 QUICK = [("sac", "fire", True), ("ppo", "reset", False), ("dqn", "redo", False)]
-CASES = [  # at every 151st line; at each one in `make test-all`
+CASES = [  # at every 151st line; at every seventh in `make test-all`
     *(pytest.param(*case, 151) for case in QUICK),
     *(
-        pytest.param(algo, name, refit, 1, marks=pytest.mark.full)
+        pytest.param(algo, name, refit, 7, marks=pytest.mark.full)
         for algo in ALGORITHMS
         for name in fire_rl.INTERVENTIONS
         for refit in ([False, True] if name == "fire" else [False])
