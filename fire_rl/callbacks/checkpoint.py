@@ -14,8 +14,7 @@ from fire_rl.callbacks.event_clock import EventClock
 from fire_rl.checkpoints.replay_segments import check_buffer
 from fire_rl.checkpoints.store import Checkpoint, Saved, check, latest, locked, restore, save
 from fire_rl.runs.layout import CHECKPOINTS
-from fire_rl.sb3.loggers import log_folder, note_event_files
-from fire_rl.sb3.progress_csv import write_whole_rows
+from fire_rl.sb3.loggers import guard_outputs, log_folder, note_event_files
 from fire_rl.schedules import Every
 from fire_rl.utils.validation import check_int
 
@@ -127,7 +126,7 @@ class RunCheckpointCallback(BaseCallback):
                 raise ValueError("`folder` must be given: the model has no folder of logs.")
             self.folder = logs / CHECKPOINTS
         self._lock.enter_context(locked(self.folder))
-        write_whole_rows(self.logger)
+        guard_outputs(self.logger)
         note_event_files(self.logger, self.folder)
         self.clock.start(self.model)
 

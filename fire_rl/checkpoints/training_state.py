@@ -109,6 +109,10 @@ def restore_training(
         setattr(model, name, _like(getattr(model, name, None), value, model.device))
     restore_attributes(_parts(model), state["parts"])
     internals.set_steps_at_start(model, model.num_timesteps)
+    if not branch:  # what this process has recorded so far was recorded by the saved one, too
+        for key in [key for key, value in model.logger.name_to_value.items() if is_plain(value)]:
+            for name in state["logger"]:
+                getattr(model.logger, name).pop(key, None)
     for name, values in state["logger"].items():
         getattr(model.logger, name).update(values)
     assert model.env is not None

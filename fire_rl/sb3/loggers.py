@@ -24,7 +24,7 @@ from fire_rl.metrics.registry import Shown
 from fire_rl.runs.layout import EVENT_FILES, EVENTS
 from fire_rl.sb3.internals import event_file
 from fire_rl.sb3.progress_csv import WholeCSV
-from fire_rl.utils.files import write_whole
+from fire_rl.utils.files import naming, write_whole
 
 warner = logging.getLogger("fire_rl")
 
@@ -53,6 +53,29 @@ def log_scalars(logger: Logger, values: Mapping[str, float], step: int) -> None:
         output.write(dict(values), nowhere, step)
     for key, value in values.items():
         logger.record(key, value, exclude="tensorboard")
+
+
+class NamingTensorBoard(TensorBoardOutputFormat):
+    """SB3's own, but an error says which file could not be written; its thread does not tell."""
+
+    def __init__(self, output: TensorBoardOutputFormat) -> None:
+        vars(self).update(vars(output))
+
+    def write(
+        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
+    ) -> None:
+        """Write values at a step."""
+        with naming(Path(self.writer.log_dir) / event_file(self)):
+            super().write(key_values, key_excluded, step)
+
+
+def guard_outputs(logger: Logger) -> None:
+    """Let SB3's outputs survive a full disk, a kill and a second process: their rows are whole."""
+    for number, output in enumerate(logger.output_formats):
+        if type(output) is CSVOutputFormat and not output.file.closed:
+            logger.output_formats[number] = WholeCSV.instead_of(output)
+        elif type(output) is TensorBoardOutputFormat:
+            logger.output_formats[number] = NamingTensorBoard(output)
 
 
 def log_folder(logger: Logger) -> Path | None:
@@ -126,14 +149,17 @@ def cut_logs(logger: Logger, sizes: Mapping[str, Any], checkpoints: Path) -> Non
 
 
 def capture_rows(logger: Logger) -> dict[str, Any]:
-    """Return what the files of rows hold so far, by name: SB3 empties them for a new logger."""
+    """Return what the files of rows hold so far, by name: SB3 empties them for a new logger.
+
+    A file that is gone is left out: a log is no reason to save no checkpoint.
+    """
     found: dict[str, Any] = {}
     for name, output in _row_outputs(logger):
-        if isinstance(output, WholeCSV):
-            text = output.text()
-        else:
-            output.file.flush()
-            text = Path(output.file.name).read_text(encoding=output.file.encoding)
+        try:
+            text = output.text() if isinstance(output, WholeCSV) else _written_by(output)
+        except (OSError, ValueError) as error:
+            warner.warning("%s is not saved with the checkpoint: %s", name, error)
+            continue
         packed = np.frombuffer(zlib.compress(text.encode(), 1), np.uint8)
         found[name] = {"keys": list(getattr(output, "keys", ())), "text": packed}
     return found
@@ -153,7 +179,7 @@ def restore_rows(logger: Logger, rows: Mapping[str, Any]) -> None:
                 output.file.truncate()
                 output.file.write(text)
                 output.file.flush()
-        except OSError as error:  # a WholeCSV tries again with its next row
+        except (OSError, ValueError) as error:  # a WholeCSV tries again with its next row
             _warn_of(Path(name), error)
 
 
@@ -170,6 +196,11 @@ def _row_outputs(logger: Logger) -> list[tuple[str, Any]]:
     return found
 
 
+def _written_by(output: Any) -> str:
+    output.file.flush()
+    return Path(output.file.name).read_text(encoding=output.file.encoding)
+
+
 def _tensorboard(logger: Logger) -> list[TensorBoardOutputFormat]:
     return [o for o in logger.output_formats if isinstance(o, TensorBoardOutputFormat)]
 
@@ -183,5 +214,5 @@ def _event_files(checkpoints: Path) -> set[str]:
     return {n for n in names if isinstance(n, str)} if isinstance(names, list) else set()
 
 
-def _warn_of(path: Path, error: OSError) -> None:
+def _warn_of(path: Path, error: Exception) -> None:
     warner.warning("%s cannot be put back to the checkpoint: %s", path, error)

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.logger import CSVOutputFormat, Logger, filter_excluded_keys
+from stable_baselines3.common.logger import CSVOutputFormat, filter_excluded_keys
 
 from fire_rl.utils.files import append_whole, write_whole
 
@@ -38,7 +38,8 @@ class WholeCSV(CSVOutputFormat):
         output.file.flush()
         whole = cls(output.file.name)
         whole.keys = list(output.keys)
-        whole.rows = _rows(whole.path.read_text(encoding=output.file.encoding))[1:]
+        if whole.path.exists():
+            whole.rows = _rows(whole.path.read_text(encoding=output.file.encoding))[1:]
         output.close()
         return whole
 
@@ -89,13 +90,6 @@ class WholeCSV(CSVOutputFormat):
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
-
-
-def write_whole_rows(logger: Logger) -> None:
-    """Put a :class:`WholeCSV` in the place of SB3's own CSV outputs."""
-    for number, output in enumerate(logger.output_formats):
-        if type(output) is CSVOutputFormat:
-            logger.output_formats[number] = WholeCSV.instead_of(output)
 
 
 def _rows(text: str) -> list[str]:

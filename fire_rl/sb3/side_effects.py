@@ -39,7 +39,7 @@ def put_back_unless_done(view: ModelView, *, always: bool) -> AbstractContextMan
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
         objects += [normalize, *_statistics(normalize)]
-    held = [each for each in objects if each is not None]
+    held = [each for each in objects if hasattr(each, "__dict__")]
     return all_or_nothing(tensors, optimizers, held, always=always)
 
 
@@ -122,7 +122,7 @@ def _reset_vecnormalize(model: BaseAlgorithm) -> dict[str, Any]:
 
 
 def _statistics(normalize: VecNormalize) -> list[RunningMeanStd]:
-    observed = normalize.obs_rms if normalize.norm_obs else {}
+    observed = getattr(normalize, "obs_rms", {})  # without `norm_obs` there are none
     return [*(observed.values() if isinstance(observed, dict) else [observed]), normalize.ret_rms]
 
 

@@ -60,6 +60,9 @@ class User(BaseCallback):
         super().__init__()
         self.stop = stop
 
+    def _on_training_start(self):
+        self.logger.record("custom/start", 1.0)
+
     def _on_step(self):
         self.logger.record("custom/step", self.num_timesteps)
         self.logger.record_mean("custom/mean", self.num_timesteps)
