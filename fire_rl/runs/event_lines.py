@@ -64,9 +64,9 @@ class EventLines:
         except OSError as error:
             logger.warning("%s cannot be put back to the checkpoint: %s", path, error)
             return
-        if own < self.written:
-            missing = self.written - own
-            logger.warning("%s has lost %d lines that this training has written.", path, missing)
+        if own < self.written and data:  # in a new folder there is no line yet
+            logger.warning("%s has lost %d lines of this training.", path, self.written - own)
+        self.written = min(own, self.written)
 
     def _is_mine(self, line: str) -> bool:
         try:
