@@ -27,7 +27,6 @@ from fire_rl import (
     RunCheckpointCallback,
 )
 from fire_rl.interventions import CONTROL
-from fire_rl.sb3.loggers import continue_csv
 
 # Evaluation must not replay the training's episodes.
 EVAL_SEED_OFFSET = 10_000
@@ -184,14 +183,10 @@ def checkpoint_callbacks(config: RunConfig, folder: RunFolder) -> Sequence[BaseC
 
 
 def _open_folder(config: RunConfig, folder: RunFolder, model: BaseAlgorithm, tables: bool) -> None:
-    """Give the model its logger: into a new folder, or behind what a resumed run has logged."""
+    """Give the model its logger, in a new folder or in that of a resumed run."""
     if folder.resume_from is None:
         folder.create()
         folder.describe(config)
-        model.set_logger(folder.logger(tables))
-        record_config(model, config)
-        return
-    size = folder.resume_from.manifest["logs"].get(folder.progress.name, 0)
-    earlier = folder.progress.read_bytes()[:size].decode()
     model.set_logger(folder.logger(tables))
-    continue_csv(model.logger, earlier)
+    if folder.resume_from is None:
+        record_config(model, config)

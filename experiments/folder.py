@@ -18,6 +18,8 @@ from experiments.machine import describe_machine
 from experiments.plain_yaml import ConfigError, read_yaml
 from fire_rl.checkpoints.store import Checkpoint
 from fire_rl.runs import layout
+from fire_rl.sb3.loggers import guard_outputs
+from fire_rl.sb3.progress_csv import WholeCSV
 
 
 class RunFolder:
@@ -91,7 +93,10 @@ class RunFolder:
 
     def logger(self, tables: bool) -> Logger:
         """Return SB3's logger to ``progress.csv``, TensorBoard and, as tables, the terminal."""
-        return configure(str(self.path), [*(["stdout"] if tables else []), "csv", "tensorboard"])
+        logger = configure(str(self.path), [*(["stdout"] if tables else []), "tensorboard"])
+        logger.output_formats.append(WholeCSV(self.progress))
+        guard_outputs(logger)
+        return logger
 
     def save(self, model: BaseAlgorithm) -> None:
         """Write ``model.zip``, and ``vecnormalize.pkl`` where it is used."""

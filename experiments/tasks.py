@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from envs import set_task
 from experiments.config import Tasks
 from experiments.evaluation import evaluator
 from fire_rl.runs import layout
+from fire_rl.sb3.loggers import log_scalars
+from fire_rl.utils.files import write_csv
 from fire_rl.utils.gymnasium_internals import generator_of, set_generator
 from fire_rl.utils.rng import isolated_rng
 
@@ -96,15 +97,12 @@ class TaskEvaluation(BaseCallback):
             spread = float(np.std(returns))
             row = [self.num_timesteps, trained, task, means[task], spread, len(returns)]
             self.rows.append(row)
-            self.logger.record(f"continual/return_task_{task}", means[task])
-        self.logger.record("continual/return_current", means[current])
+        scalars = {f"continual/return_task_{task}": mean for task, mean in means.items()}
+        scalars["continual/return_current"] = means[current]
         if earlier:
-            old = [means[task] for task in earlier]
-            self.logger.record("continual/return_earlier", float(np.mean(old)))
+            scalars["continual/return_earlier"] = float(np.mean([means[task] for task in earlier]))
         self._write()
-        # As EvalCallback does: now, because off-policy training dumps when episodes end.
-        self.logger.record(layout.STEP_COLUMN, self.num_timesteps, exclude="tensorboard")
-        self.logger.dump(self.num_timesteps)
+        log_scalars(self.logger, scalars, self.num_timesteps)
 
     def _play(self, task: int) -> list[float]:
         """Return the returns of one task's episodes."""
@@ -129,10 +127,7 @@ class TaskEvaluation(BaseCallback):
 
     def _write(self) -> None:
         """Write ``continual.csv``, whole: a resumed run knows the lines before it."""
-        with (self.folder / layout.CONTINUAL).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(layout.CONTINUAL_COLUMNS)
-            writer.writerows(self.rows)
+        write_csv(self.folder / layout.CONTINUAL, layout.CONTINUAL_COLUMNS, self.rows)
 
 
 def tasks_to_evaluate(trained: int, limit: int, recurring: int | None = None) -> list[int]:

@@ -27,7 +27,7 @@ from fire_rl.checkpoints.replay_segments import check_buffer
 from fire_rl.checkpoints.store import Saved, check, is_intact, latest, restore, save
 from fire_rl.runs.layout import CHECKPOINTS
 from fire_rl.sb3.internals import total_timesteps
-from fire_rl.sb3.loggers import log_folder
+from fire_rl.sb3.loggers import guard_outputs, log_folder, note_event_files
 from fire_rl.schedules import Every
 from fire_rl.utils.validation import check_int
 
@@ -168,6 +168,8 @@ class RunCheckpointCallback(BaseCallback):
         self._lock.close()  # of a call that an error has ended
         self._lock.enter_context(locked(self.folder))
         training_of(self.model, [self.locals["callback"]], start=True)
+        guard_outputs(self.logger)
+        note_event_files(self.logger, self.folder)
         self.clock.start(self.model)
 
     def _on_rollout_start(self) -> None:

@@ -26,7 +26,7 @@ from fire_rl.interventions import (
     published_schedule,
 )
 from fire_rl.runs.episodes import EpisodeLog
-from fire_rl.runs.layout import INTERVENTIONS
+from fire_rl.runs.event_lines import EventLines
 from fire_rl.runs.recovery import Recovery, RecoveryLog
 from fire_rl.sb3.exploration import (
     ExplorationRestart,
@@ -35,12 +35,11 @@ from fire_rl.sb3.exploration import (
     restore_exploration,
 )
 from fire_rl.sb3.head_refit import HeadRefit, as_head_refit, check_head_refit
-from fire_rl.sb3.loggers import log_folder, summary_writer
+from fire_rl.sb3.loggers import log_folder, log_scalars, summary_writer
 from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.side_effects import check_warm_up, warm_up
 from fire_rl.sb3.surgery import apply_intervention, groups_to_change
 from fire_rl.schedules import At, Never, Schedule, Threshold, make_schedule
-from fire_rl.utils.jsonable import append_json
 from fire_rl.utils.validation import check_int
 
 
@@ -114,6 +113,7 @@ class InterventionCallback(RolloutCallback):
 
     def _reset_history(self) -> None:
         self.recovery = RecoveryLog(self.intervention.name)
+        self._lines = EventLines()
         self._initial: dict[str, Tensor] = {}
         self._announced: set[int] | None = None
         self._restarted: tuple[int, ExplorationRestart] | None = None
@@ -126,6 +126,8 @@ class InterventionCallback(RolloutCallback):
             self._reset_history()
             tensors = ModelView(self.model).tensors
             self._initial = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            start = [tensor.flatten()[:256].tolist() for tensor in self._initial.values()]
+            self._lines = EventLines.of(self.intervention, self.clock.schedule, start)
         super()._init_callback()
 
     def check(self, model: BaseAlgorithm) -> None:
@@ -162,30 +164,46 @@ class InterventionCallback(RolloutCallback):
             self._intervene(planned_step, {"trigger": cause})
 
     def _intervene(self, planned_step: int, cause: Mapping[str, Any]) -> None:
-        report = apply_intervention(
-            self.model,
-            self.intervention,
-            save_before=self.save_before,
-            initial=self._initial,
-            probe=self._probe(),
-            seed=None if self.seed is None else self.seed + planned_step,
-            head_refit=self.head_refit,
-            live=lambda: self.source.live(self.model) if self.source is not None else None,
-        )
-        self.reports.append(report)
-        self.recovery.steps.append(report.num_timesteps)
-        for key, value in report.scalars().items():
-            self.logger.record(key, value)
-        # Off-policy algorithms dump when episodes end only, and keep the last value of a key.
-        self.logger.dump(self.num_timesteps)
-        self._append_to_log({"planned_step": planned_step, **cause, **report.to_dict()})
+        events = len(self.reports)
+        try:
+            report = apply_intervention(
+                self.model,
+                self.intervention,
+                save_before=self.save_before,
+                initial=self._initial,
+                probe=self._probe(),
+                seed=None if self.seed is None else self.seed + planned_step,
+                head_refit=self.head_refit,
+                live=lambda: self.source.live(self.model) if self.source is not None else None,
+                on_report=lambda report: self._record(report, planned_step, cause),
+            )
+        except BaseException:
+            if len(self.reports) == events:  # it was undone, and is still to come
+                self.clock.armed = planned_step
+            raise
         say(self, report.summary())
         if self.warmup_updates:
             with self.clock.not_counting():
                 warm_up(self.model, self.warmup_updates)
-        if self.restart_exploration is not None:
-            self._restarted = (self.num_timesteps, self.restart_exploration)
-            self.restart_exploration.apply(self.model, self.num_timesteps)
+
+    def _record(
+        self, report: InterventionReport, planned_step: int, cause: Mapping[str, Any]
+    ) -> None:
+        """Log an event, its line last: an error on the way undoes the event, and this."""
+        events, restarted = len(self.reports), self._restarted
+        try:
+            if self.restart_exploration is not None:
+                self._restarted = (self.num_timesteps, self.restart_exploration)
+                self.restart_exploration.apply(self.model, self.num_timesteps)
+            log_scalars(self.logger, report.scalars(), self.num_timesteps)
+            self.reports.append(report)
+            self.recovery.steps.append(report.num_timesteps)
+            self._append_to_log({"planned_step": planned_step, **cause, **report.to_dict()})
+        except BaseException:
+            del self.reports[events:]
+            del self.recovery.steps[events:]
+            self._restarted = restarted
+            raise
 
     def _on_rollout_end(self) -> None:
         if not isinstance(self.clock.schedule, Never):  # the control needs no observations
@@ -224,6 +242,7 @@ class InterventionCallback(RolloutCallback):
             "initial": self._initial,
             "announced": self._announced,
             "recovery": self.recovery.get_state(),
+            "lines": self._lines.get_state(),
             "restarted": self._restarted and (self._restarted[0], asdict(self._restarted[1])),
         }
         trigger = {} if self.monitor is None else {"trigger": self.monitor.get_state()}
@@ -236,6 +255,8 @@ class InterventionCallback(RolloutCallback):
         self._restore_history(state)
         self.recovery.set_state(state["recovery"])
         self._announced = state["announced"]
+        self._lines.set_state(state["lines"])
+        self._lines.take_back(self._folder())
         if self.monitor is not None and "trigger" in state:
             self.monitor.set_state(state["trigger"])
 
@@ -296,9 +317,7 @@ class InterventionCallback(RolloutCallback):
         return log_folder(self.logger) if self.log_dir is None else Path(self.log_dir)
 
     def _append_to_log(self, entry: Mapping[str, Any]) -> None:
-        folder = self._folder()
-        if folder is not None:
-            append_json(folder / INTERVENTIONS, entry)
+        self._lines.append(self._folder(), entry)
 
     def _warn_about_plan(self, planned: Sequence[int]) -> None:
         starts = getattr(self.model, "learning_starts", 0)

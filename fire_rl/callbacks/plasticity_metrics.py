@@ -10,7 +10,7 @@ from typing import Any
 from fire_rl.callbacks.base import RolloutCallback, say
 from fire_rl.callbacks.event_clock import EventClock
 from fire_rl.metrics.registry import METRICS
-from fire_rl.sb3.loggers import custom_scalars_layout, summary_writer
+from fire_rl.sb3.loggers import custom_scalars_layout, log_scalars, summary_writer
 from fire_rl.sb3.measurement import Measurement, activation_metrics, observe, parameter_metrics
 from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.networks import NetworkGroup
@@ -21,7 +21,8 @@ from fire_rl.schedules import Every
 class PlasticityMetricsCallback(RolloutCallback):
     """Measure the plasticity of every trained network, and log it beside the returns.
 
-    Pooled metrics go through the model's logger, at the step at which they were measured:
+    Pooled metrics go to TensorBoard at the step at which they were measured, and to the logger's
+    other outputs in their next row; what SB3 and you log stays where it is without us:
     ``plasticity/<role>/<metric>`` on a frozen probe (the first ``probe_size`` observations that
     exist, as network inputs) and from the weights, ``live/<role>/<metric>`` on what the networks
     train on now. Metrics of single layers go to TensorBoard only, under
@@ -108,10 +109,7 @@ class PlasticityMetricsCallback(RolloutCallback):
                 "(early in training, or a small `probe_size`) it is NaN.",
             )
         self.history.append((self.num_timesteps, pooled))
-        for key, value in pooled.items():
-            self.logger.record(key, value)
-        # Off-policy algorithms dump when episodes end only, and keep the last value of a key.
-        self.logger.dump(self.num_timesteps)
+        log_scalars(self.logger, pooled, self.num_timesteps)
         writer = summary_writer(self.logger)
         if self.per_layer and writer is not None:
             for key, value in layers.items():

@@ -11,6 +11,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from fire_rl.metrics.registry import METRICS
+from fire_rl.sb3.loggers import log_scalars
 from fire_rl.sb3.measurement import activation_metrics, observe, parameter_metrics
 from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.networks import NetworkGroup
@@ -60,11 +61,8 @@ class ThresholdMonitor:
         """
         threshold = self.threshold
         values = self._values(model, probe)
-        for role, value in values.items():
-            model.logger.record(f"trigger/{role}/{threshold.log_name}", value)
-        if values:
-            # Off-policy algorithms dump when episodes end only, and keep the last value of a key.
-            model.logger.dump(model.num_timesteps)
+        logged = {f"trigger/{role}/{threshold.log_name}": v for role, v in values.items()}
+        log_scalars(model.logger, logged, model.num_timesteps)
         role, value = threshold.worst(values) or ("", math.nan)
         act, self.state = threshold.decide(self.state, step, value, horizon)
         if not act:

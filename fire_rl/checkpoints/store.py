@@ -182,7 +182,7 @@ def restore(
         raise CheckpointError(f"The checkpoint {path} does not fit: {what}{error}.") from error
     if not branch:
         go_on_with(model, found)
-        cut_logs(model.logger, manifest["logs"])
+        cut_logs(model.logger, manifest["logs"], path.parent)
     return begun
 
 

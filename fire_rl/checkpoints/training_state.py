@@ -29,6 +29,7 @@ from fire_rl.checkpoints.safe_tree import is_plain, is_record
 from fire_rl.checkpoints.vec_env_state import capture_vec_env, restore_vec_env
 from fire_rl.sb3 import internals
 from fire_rl.sb3.callback_tree import walk_callbacks
+from fire_rl.sb3.loggers import capture_rows, restore_rows
 
 logger = logging.getLogger("fire_rl")
 
@@ -66,6 +67,7 @@ def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) ->
             name: {k: v for k, v in getattr(model.logger, name).items() if is_plain(v)}
             for name in _PENDING
         },
+        "rows": capture_rows(model.logger),
         "env": capture_vec_env(model.env),
         "callbacks": [_capture_callback(callback) for callback in walk_callbacks(callbacks)],
         "random": {
@@ -104,6 +106,10 @@ def restore_training(
     """
     _restore_model(model, state)
     internals.set_steps_at_start(model, model.num_timesteps)
+    if not branch:  # what this process has recorded so far was recorded by the saved one, too
+        for key in [key for key, value in model.logger.name_to_value.items() if is_plain(value)]:
+            for name in _PENDING:
+                getattr(model.logger, name).pop(key, None)
     for name in _PENDING:
         getattr(model.logger, name).update(state["logger"][name])
     assert model.env is not None
@@ -113,6 +119,7 @@ def restore_training(
     if branch:
         begun = _branch_callbacks(walk_callbacks(callbacks), state["callbacks"])
     else:
+        restore_rows(model.logger, state["rows"])
         for callback, saved in zip(walk_callbacks(callbacks), state["callbacks"], strict=True):
             _restore_callback(callback, saved)
     drawn = state["random"]

@@ -22,6 +22,7 @@ from fire_rl.interventions.registry import make_intervention
 from fire_rl.interventions.report import Changes, LayerChange
 from fire_rl.utils import torch_internals
 from fire_rl.utils.rng import isolated_rng
+from fire_rl.utils.undo import all_or_nothing
 from fire_rl.utils.validation import as_names, check_names, check_options
 from fire_rl.weights.layers import old_weight_norm, plain_name
 
@@ -131,9 +132,10 @@ def intervene_(
     )
     operation = Operation.plan(intervention, {network.role: network}, {}, context, seed)
     changes = operation.describe()[network.role]
-    operation.write()
-    if optimizer is not None:
-        operation.forget([optimizer])
+    optimizers = [] if optimizer is None else [optimizer]
+    with all_or_nothing(network.tensors.values(), optimizers):
+        operation.write()
+        operation.forget(optimizers)
     return changes
 
 

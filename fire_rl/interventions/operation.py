@@ -6,8 +6,8 @@ Everything is checked and computed before the first weight changes. An agent tak
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,7 @@ from fire_rl.interventions.base import Context, Intervention, Network, Update
 from fire_rl.interventions.optimizer_state import forget, forget_entries
 from fire_rl.interventions.report import Changes, describe_changes
 from fire_rl.utils.rng import isolated_rng
+from fire_rl.utils.undo import all_or_nothing
 
 Plans = Mapping[str, Mapping[str, Update]]  # role to tensor name to update
 
@@ -128,18 +129,9 @@ def check_finite(network: Network) -> None:
         )
 
 
-@contextmanager
-def restored(networks: Iterable[Network]) -> Iterator[None]:
+def restored(networks: Iterable[Network]) -> AbstractContextManager[None]:
     """Put every tensor of some networks back at the end."""
-    networks = list(networks)
-    saved = [{name: tensor.clone() for name, tensor in n.tensors.items()} for n in networks]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for network, tensors in zip(networks, saved, strict=True):
-                for name, tensor in tensors.items():
-                    network.tensors[name].copy_(tensor)
+    return all_or_nothing((t for n in networks for t in n.tensors.values()), always=True)
 
 
 @torch.no_grad()

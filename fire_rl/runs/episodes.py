@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fire_rl.runs.layout import EPISODE_COLUMNS, EPISODES
+from fire_rl.utils.files import write_csv
 
 
 class EpisodeLog:
@@ -39,13 +40,10 @@ class EpisodeLog:
         return self.episodes[first:last]
 
     def write(self, folder: Path) -> None:
-        """Write the file of episodes, all of it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / EPISODES).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(EPISODE_COLUMNS)
-            for (step, score), length in zip(self.episodes, self._lengths, strict=True):
-                writer.writerow((step, score, length))
+        """Write the file of episodes, all of it, by rename."""
+        episodes = zip(self.episodes, self._lengths, strict=True)
+        rows = ((step, score, length) for (step, score), length in episodes)
+        write_csv(folder / EPISODES, EPISODE_COLUMNS, rows)
 
     def get_state(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values."""

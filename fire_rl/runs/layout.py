@@ -15,6 +15,7 @@ A run folder::
     best_model.zip, best_vecnormalize.pkl  the best one in evaluations
     checkpoints/STEP/                or STEP.AGAIN; complete once it has a manifest.json
     checkpoints/finished.json        the training that wrote the last of them has come to its total
+    checkpoints/event_files.json     the TensorBoard files that this training has begun
     videos/                          recorded episodes
     result.json                      written last: the run has come to its end
 
@@ -54,14 +55,13 @@ BEST_VECNORMALIZE = "best_vecnormalize.pkl"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 FINISHED = "finished.json"
+EVENT_FILES = "event_files.json"  # in the folder of checkpoints
 VIDEOS = "videos"
 
 TRUNK = "trunk"
 RECOVERY = "recovery.json"
 RECOVERY_TABLE = "recovery.md"
 
-# What a resumed run goes on with; a checkpoint records how far each file had come.
-CONTINUED_LOGS = (EVENTS, PROGRESS, INTERVENTIONS)
 # A folder with one of these is a run of which a report can be made.
 RUN_DATA = (EVENTS, PROGRESS, MONITORS, EPISODES)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,36 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
 
 from fire_rl.interventions.operation import Operation
 from fire_rl.interventions.optimizer_state import forget
 from fire_rl.sb3.model_view import ModelView
 from fire_rl.utils.rng import isolated_rng
+from fire_rl.utils.undo import all_or_nothing
 
 logger = logging.getLogger("fire_rl")
+
+
+def put_back_unless_done(view: ModelView, *, always: bool) -> AbstractContextManager[None]:
+    """Guard all that an event may change: see :func:`~fire_rl.utils.undo.all_or_nothing`.
+
+    Args:
+        view: The model.
+        always: Whether the block is a trial: then everything is put back at its end.
+    """
+    model: Any = view.model
+    optimizers, tensors = list(view.optimizers), list(view.tensors.values())
+    if getattr(model, "ent_coef_optimizer", None) is not None:
+        optimizers.append(model.ent_coef_optimizer)
+        tensors.append(model.log_ent_coef)
+    objects = [model, getattr(model, "replay_buffer", None), _noise_distribution(model)]
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None:
+        objects += [normalize, *_statistics(normalize)]
+    held = [each for each in objects if hasattr(each, "__dict__")]
+    return all_or_nothing(tensors, optimizers, held, always=always)
 
 
 def forget_temperature(view: ModelView, operation: Operation) -> int:
@@ -42,12 +66,12 @@ def apply_side_effects(view: ModelView, operation: Operation, seed: int) -> dict
         done |= _reset_entropy_temperature(model)
     if aftermath.vecnormalize == "reset":
         done |= _reset_vecnormalize(model)
-    if aftermath.replay_buffer == "clear" and getattr(model, "replay_buffer", None) is not None:
-        model.replay_buffer.reset()  # type: ignore[attr-defined]
-        done["replay_buffer"] = "cleared"
     changed = (name for updates in operation.plans.values() for name in updates)
     if any(name.split(".")[-1] == "log_std" for name in changed):
         _redraw_exploration(model, seed)
+    if aftermath.replay_buffer == "clear" and getattr(model, "replay_buffer", None) is not None:
+        model.replay_buffer.reset()  # type: ignore[attr-defined]
+        done["replay_buffer"] = "cleared"
     return done
 
 
@@ -90,19 +114,30 @@ def _reset_vecnormalize(model: BaseAlgorithm) -> dict[str, Any]:
     normalize = model.get_vec_normalize_env()
     if normalize is None:
         return {}
-    observed = normalize.obs_rms if normalize.norm_obs else {}
-    statistics = list(observed.values()) if isinstance(observed, dict) else [observed]
-    for rms in [*statistics, normalize.ret_rms]:
+    for rms in _statistics(normalize):
         rms.mean, rms.var = np.zeros_like(rms.mean), np.ones_like(rms.var)
         rms.count = 1e-4  # as RunningMeanStd starts
-    normalize.returns[...] = 0.0
+    normalize.returns = np.zeros_like(normalize.returns)
     return {"vecnormalize": "reset"}
+
+
+def _statistics(normalize: VecNormalize) -> list[RunningMeanStd]:
+    observed = getattr(normalize, "obs_rms", {})  # without `norm_obs` there are none
+    return [*(observed.values() if isinstance(observed, dict) else [observed]), normalize.ret_rms]
 
 
 def _redraw_exploration(model: BaseAlgorithm, seed: int) -> None:
     """Draw gSDE's noise matrix anew: it was drawn from the old ``log_std`` before this hook."""
-    policy: Any = model.policy
-    actor = getattr(policy, "actor", policy)
-    if isinstance(getattr(actor, "action_dist", None), StateDependentNoiseDistribution):
+    if _noise_distribution(model) is not None:
         with isolated_rng(seed):
-            actor.reset_noise(model.n_envs)
+            _actor(model).reset_noise(model.n_envs)
+
+
+def _noise_distribution(model: BaseAlgorithm) -> StateDependentNoiseDistribution | None:
+    """Return gSDE's distribution, which holds the noise matrices, None without gSDE."""
+    distribution = getattr(_actor(model), "action_dist", None)
+    return distribution if isinstance(distribution, StateDependentNoiseDistribution) else None
+
+
+def _actor(model: BaseAlgorithm) -> Any:
+    return getattr(model.policy, "actor", model.policy)

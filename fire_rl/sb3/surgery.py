@@ -1,14 +1,14 @@
 """Apply an intervention to an SB3 model: the order of operations, and nothing else.
 
 Everything is checked and computed before the first weight changes; weights, targets and optimizer
-state change in place. The training's random numbers are untouched.
+state change in place, all of them or, after an error, none. The training's random numbers are
+untouched.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
 from fire_rl.interventions.base import Intervention
-from fire_rl.interventions.operation import Operation, check_finite, restored
+from fire_rl.interventions.operation import Operation, check_finite
 from fire_rl.interventions.registry import make_intervention
 from fire_rl.interventions.report import InterventionReport
 from fire_rl.metrics.registry import METRICS
@@ -34,7 +34,7 @@ from fire_rl.sb3.measurement import (
 from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.networks import NetworkGroup
 from fire_rl.sb3.probe import Probe, ProbeSource
-from fire_rl.sb3.side_effects import apply_side_effects, forget_temperature
+from fire_rl.sb3.side_effects import apply_side_effects, forget_temperature, put_back_unless_done
 from fire_rl.sb3.snapshot import save_snapshot
 from fire_rl.sb3.unknown_parts import warn_of_unknown_parts
 
@@ -50,11 +50,13 @@ def apply_intervention(
     seed: int | None = None,
     head_refit: HeadRefit | Mapping[str, Any] | bool | None = None,
     live: Callable[[], Probe | None] | None = None,
+    on_report: Callable[[InterventionReport], None] | None = None,
 ) -> InterventionReport:
     """Apply an intervention to an SB3 model now.
 
     Between two calls of ``learn()`` this is always safe; inside, only ``_on_rollout_start`` is
-    (see :class:`~fire_rl.InterventionCallback`).
+    (see :class:`~fire_rl.InterventionCallback`). If anything is raised on the way, Ctrl-C and a
+    second one included, the model is as it was, to the bit.
 
     Args:
         model: Of any algorithm of SB3 or sb3-contrib that trains by gradients, of a subclass, or
@@ -72,6 +74,8 @@ def apply_intervention(
             probe before; see :class:`~fire_rl.HeadRefit`.
         live: Draws the observations that the networks train on now, for interventions that judge
             units; by default those of ``probe``.
+        on_report: Called with the report before the change is final: if it raises, for example
+            because a disk is full, the change is undone.
 
     Returns:
         The report.
@@ -102,26 +106,29 @@ def apply_intervention(
     if save_before is not None and not dry_run:
         save_snapshot(model, Path(save_before), f"before_{intervention.name}")
     forgotten, around = 0, dict[str, Any]()
-    with restored([*networks.values(), *targets.values()]) if dry_run else nullcontext():
+    with put_back_unless_done(view, always=dry_run):
         operation.write()
         after = observe(view, probe) if probe is not None else None
         if not dry_run:
             forgotten = operation.forget(view.optimizers) + forget_temperature(view, operation)
             around = apply_side_effects(view, operation, seed)
-    return InterventionReport(
-        intervention=intervention.name,
-        options=asdict(intervention) if is_dataclass(intervention) else {},
-        num_timesteps=model.num_timesteps,
-        dry_run=dry_run,
-        networks=changes,
-        before=_summary(view, observed),
-        after=_summary(view, after),
-        policy_change=policy_change(observed.outputs, after.outputs) if observed and after else {},
-        probe_observations=len(probe) if probe is not None else 0,
-        optimizer_entries_forgotten=forgotten,
-        around=around,
-        seconds=time.perf_counter() - started,
-    )
+        report = InterventionReport(
+            intervention=intervention.name,
+            options=asdict(intervention) if is_dataclass(intervention) else {},
+            num_timesteps=model.num_timesteps,
+            dry_run=dry_run,
+            networks=changes,
+            before=_summary(view, observed),
+            after=_summary(view, after),
+            policy_change=_difference(observed, after),
+            probe_observations=len(probe) if probe is not None else 0,
+            optimizer_entries_forgotten=forgotten,
+            around=around,
+            seconds=time.perf_counter() - started,
+        )
+        if on_report is not None:
+            on_report(report)
+    return report
 
 
 def groups_to_change(view: ModelView, intervention: Intervention) -> tuple[NetworkGroup, ...]:
@@ -135,6 +142,10 @@ def groups_to_change(view: ModelView, intervention: Intervention) -> tuple[Netwo
     groups = view.select(intervention.networks)
     intervention.check([group.online for group in groups])
     return groups
+
+
+def _difference(observed: Observed | None, after: Observed | None) -> Metrics:
+    return policy_change(observed.outputs, after.outputs) if observed and after else {}
 
 
 def _summary(view: ModelView, observed: Observed | None) -> dict[str, Metrics]:

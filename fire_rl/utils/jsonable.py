@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fire_rl.utils.files import append_whole
+
 
 def without_nan(value: Any) -> Any:
     """Replace NaN and infinity, for which JSON has no number, by None; tuples become lists."""
@@ -20,6 +22,4 @@ def without_nan(value: Any) -> Any:
 
 def append_json(path: Path, entry: Mapping[str, Any]) -> None:
     """Append one line to a file of JSON lines; NaN becomes null, for JSON has none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(without_nan(entry)) + "\n")
+    append_whole(path, json.dumps(without_nan(entry)) + "\n")

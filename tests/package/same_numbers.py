@@ -139,6 +139,7 @@ def hash_logs(run):
     for line in log.read_text().splitlines() if log.exists() else ():
         entry = json.loads(line)
         entry.pop("seconds", None)
+        entry.pop("training", None)
         digest.update(json.dumps(entry, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 

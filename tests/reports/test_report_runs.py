@@ -52,9 +52,14 @@ def test_tensorboard_and_csv_give_the_same_numbers(real_runs, tmp_path):
     assert {"rollout/ep_rew_mean", "plasticity/actor/dfi_per_sv"} <= shared <= set(events.scalars)
     for tag in shared:
         one, other = events.scalars[tag], table.scalars[tag]
-        assert one.steps.tolist() == other.steps.tolist(), tag
-        assert one.values == pytest.approx(other.values, rel=1e-6, nan_ok=True), tag
-    assert "have no step" in table.note  # rows that callbacks have dumped
+        # Ours wait for the next row of the table; the others are written at the same steps.
+        values = one.values
+        if tag.startswith(("plasticity/", "live/", "intervention/", "trigger/")):
+            values = values[one.steps.searchsorted(other.steps, side="right") - 1]
+        else:
+            assert one.steps.tolist() == other.steps.tolist(), tag
+        assert values == pytest.approx(other.values, rel=1e-6, nan_ok=True), tag
+    assert table.note == ""  # no row without a step: our callbacks dump none
     experiments = [make_experiment([run]) for run in (events, table)]
     assert {e.source for e in experiments} == {"rollout/ep_rew_mean"}
     scores = [score(e.runs[0], e, "mean") for e in experiments]
