@@ -24,7 +24,8 @@ from fire_rl import (
     PlasticityMetricsCallback,
     RunCheckpointCallback,
 )
-from fire_rl.checkpoints.store import CheckpointError, locked
+from fire_rl.checkpoints.folder import locked
+from fire_rl.checkpoints.store import CheckpointError, latest
 from fire_rl.runs.event_lines import EventLines
 from fire_rl.sb3.loggers import log_scalars
 from fire_rl.sb3.progress_csv import WholeCSV
@@ -59,6 +60,9 @@ class User(BaseCallback):
     def __init__(self, stop=None):
         super().__init__()
         self.stop = stop
+
+    def get_options(self):
+        return {}  # where it is killed is no part of the training
 
     def _on_training_start(self):
         self.logger.record("custom/start", 1.0)
@@ -158,6 +162,8 @@ def test_what_is_logged_of_ours_waits_for_the_next_row_and_a_disabled_logger_for
 def train(folder, stop=None, resume=True, total=256, log_dir=None, algo="ppo", strict=True):
     """One process of a training that logs everywhere and is killed at a step."""
     model = make(algo, folder)
+    if resume is True:  # in one process: the killed one had another model
+        resume = latest(folder / "checkpoints") or False
     callbacks = [
         User(stop),
         FireCallback(every=70, stop=1.0, probe_size=16, log_dir=log_dir),
