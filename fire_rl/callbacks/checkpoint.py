@@ -7,13 +7,25 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from fire_rl.callbacks.base import check_place, say
 from fire_rl.callbacks.event_clock import EventClock
 from fire_rl.checkpoints.replay_segments import check_buffer
-from fire_rl.checkpoints.store import Checkpoint, Saved, check, latest, locked, restore, save
+from fire_rl.checkpoints.store import (
+    Checkpoint,
+    Saved,
+    check,
+    checkpoints,
+    latest,
+    locked,
+    restore,
+    save,
+)
 from fire_rl.runs.layout import CHECKPOINTS
+from fire_rl.sb3.callback_tree import walk_callbacks
+from fire_rl.sb3.continuation import goes_on
 from fire_rl.sb3.loggers import log_folder
 from fire_rl.schedules import Every
 from fire_rl.utils.validation import check_int
@@ -79,7 +91,7 @@ class RunCheckpointCallback(BaseCallback):
         TrainingStopped: In training, after a stop that was asked for.
 
     Attributes:
-        saved: What was written so far.
+        saved: What was written of this model so far; a second model starts clean.
         stop_requested: Set it, for example in a signal handler, to save at the next rollout start
             and to stop there with :class:`TrainingStopped`.
 
@@ -116,6 +128,17 @@ class RunCheckpointCallback(BaseCallback):
         self.stop_requested = False
         self._base: Checkpoint | None = None
         self._lock = ExitStack()
+        self._model: BaseAlgorithm | None = None
+        self._given_folder = self.folder
+
+    def _init_callback(self) -> None:
+        if not goes_on(self._model, self.model):
+            self._lock.close()  # an error has left the training before
+            self.clock.reset()
+            if self._model not in (None, self.model):
+                self.folder, self._base = self._given_folder, None
+                self.saved, self.stop_requested = [], False
+        self._model = self.model
 
     def _on_training_start(self) -> None:
         check_place(self)
@@ -147,6 +170,13 @@ class RunCheckpointCallback(BaseCallback):
     def _on_training_end(self) -> None:
         self.clock.stop()
         self._lock.close()
+
+    @property
+    def restores(self) -> bool:
+        """Whether the next rollout start goes on from a checkpoint."""
+        if self.branch_from is not None or self.resume not in (False, True):
+            return True
+        return bool(self.resume) and self.folder is not None and bool(checkpoints(self.folder))
 
     def get_state(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values."""
@@ -183,6 +213,12 @@ class RunCheckpointCallback(BaseCallback):
             f"{saved.total / 1e6:.1f} MB in all, {saved.seconds:.2f} s",
         )
         return saved
+
+
+def restores_next(callback: BaseCallback | None) -> bool:
+    """Tell whether a checkpoint will be restored at this rollout start, by a callback or inside."""
+    savers = walk_callbacks([] if callback is None else [callback])
+    return any(isinstance(saver, RunCheckpointCallback) and saver.restores for saver in savers)
 
 
 def _verified(given: bool | str | Path | Checkpoint | None) -> Checkpoint | None:
