@@ -152,7 +152,7 @@ class Notices:
         """Log what lies behind or beyond this call, which is no fault in chunks."""
         clock, schedule = self.clock, self.clock.schedule
         planned = clock.planned()
-        is_new = clock.began > 0 and clock.fresh and not clock.restored
+        is_new = clock.began > 0 and clock.fresh and not clock.restored and clock.done is None
         bounded = isinstance(schedule, At | AtFractions | Every) and self._is_over()
         if is_new and bounded and not planned:
             logger.warning(

@@ -38,7 +38,7 @@ class Events(InterventionCallback):
 
 def make(algo, n_envs, length, unit="timesteps"):
     if algo == "ppo":
-        return make_model(algo, n_envs=n_envs, n_steps=length, batch_size=99, n_epochs=1)
+        return make_model(algo, n_envs=n_envs, n_steps=length, batch_size=n_envs * length, n_epochs=1)
     starts = 0 if unit == "gradient_updates" else 10**6
     return make_model(algo, n_envs=n_envs, train_freq=length, learning_starts=starts)
 
@@ -123,8 +123,8 @@ def test_gradient_updates_in_chunks(algo, new, zipped):
     options = {"unit": "gradient_updates", "horizon": None}
     chunks = [32, 16, 48]
     model = make(algo, 2, 4, "gradient_updates")
-    _, events, _ = in_chunks(model, Every(10), chunks, new, zipped, **options)
-    whole = Events(Every(10), **options)
+    _, events, _ = in_chunks(model, Every(3), chunks, new, zipped, **options)
+    whole = Events(Every(3), **options)
     make(algo, 2, 4, "gradient_updates").learn(96, callback=whole)
     assert events == whole.events != []
 
