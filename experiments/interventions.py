@@ -160,7 +160,7 @@ def check_events(schedule: Any, intervention: Any, total_timesteps: int) -> None
         if not isinstance(planned, At | AtFractions | Every):
             continue
         if next(iter(planned.planned(total_timesteps)), total_timesteps) >= total_timesteps:
-            given = ", ".join(f"{key}: {value}" for key, value in dict(spec).items())
+            given = ", ".join(f"{key}: {value}" for key, value in (spec or {}).items())
             stop = getattr(planned, "stop", 1)
             limit = f", of which `stop` leaves {stop:g}" if stop < 1 else ""
             faults.append(

@@ -67,17 +67,25 @@ class Notices:
     def at_end(self, model: BaseAlgorithm) -> None:
         """Warn of an event that was due and has not happened."""
         clock, step = self.clock, self.clock.armed
-        if step is None or not self.expected or isinstance(clock.schedule, Threshold):
+        if not self.expected or isinstance(clock.schedule, Threshold):
             return
-        if clock.given_horizon is not None and clock.now(model) < clock.given_horizon:
+        now, unit = clock.now(model), "step" if clock.unit == "timesteps" else "update"
+        if clock.given_horizon is not None and now < clock.given_horizon:
             return  # a chunk of what the user has said comes
-        self._warn(
-            "not done",
-            f"`{self.name}` planned at step {step:,} has not happened: the last rollout has "
-            f"crossed this step, and weights change at the start of a rollout only. The next "
-            f"learn(reset_num_timesteps=False) does it. To have it in this call, plan it a rollout "
-            "earlier or train longer.",
-        )
+        if step is not None:
+            self._warn(
+                "not done",
+                f"`{self.name}` planned at {unit} {step:,} has not happened: the last rollout has "
+                f"crossed it, and weights change at the start of a rollout only. The next "
+                f"learn(reset_num_timesteps=False) does it. To have it in this call, plan it a "
+                "rollout earlier or train longer.",
+            )
+        elif unit == "update" and clock.began == 0 and clock.done is None:
+            self._warn(
+                "none",
+                f"`{self.name}` has not acted in this training of {now:,} updates: none was "
+                "planned before its last rollout and its `stop`. Plan it earlier or train longer.",
+            )
 
     def _plan_as_text(self, planned: Sequence[int]) -> str:
         schedule, unit = self.clock.schedule, self.clock.unit.replace("_", " ")

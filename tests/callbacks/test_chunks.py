@@ -38,7 +38,9 @@ class Events(InterventionCallback):
 
 def make(algo, n_envs, length, unit="timesteps"):
     if algo == "ppo":
-        return make_model(algo, n_envs=n_envs, n_steps=length, batch_size=n_envs * length, n_epochs=1)
+        return make_model(
+            algo, n_envs=n_envs, n_steps=length, batch_size=n_envs * length, n_epochs=1
+        )
     starts = 0 if unit == "gradient_updates" else 10**6
     return make_model(algo, n_envs=n_envs, train_freq=length, learning_starts=starts)
 
@@ -276,6 +278,13 @@ def said(total, *, model=None, reset=True, **options):
         (96, {"at": [90]}, "planned at step 90 has not happened"),
         (16, {"fractions": [0.5]}, "planned at step 8 has not happened"),
         (16, {"every": 5}, "planned at step 10 has not happened"),
+        (96, {"every": 20, "unit": "gradient_updates"}, "this training of 24 updates: none was"),
+        (
+            96,
+            {"every": 24, "unit": "gradient_updates", "stop": 1.0},
+            "planned at update 24 has not",
+        ),
+        (96, {"every": 8, "unit": "gradient_updates"}, None),
         (96, {"every": 32}, None),
         (96, {"fractions": [0.5]}, None),
         (32, {"every": 60, "horizon": 128}, None),  # a chunk that holds no multiple
