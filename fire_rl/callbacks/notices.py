@@ -72,6 +72,9 @@ class Notices:
         now, unit = clock.now(model), "step" if clock.unit == "timesteps" else "update"
         if clock.given_horizon is not None and now < clock.given_horizon:
             return  # a chunk of what the user has said comes
+        goes_on = isinstance(clock.schedule, Every) and clock.done is not None
+        if goes_on and (unit == "update" or (step or 0) >= clock.total):
+            return  # a period that ends with the training: nothing learns after this event
         if step is not None:
             self._warn(
                 "not done",

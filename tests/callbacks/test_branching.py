@@ -130,7 +130,6 @@ def test_the_intervention_acts_before_the_first_step_of_the_branch(tmp_path):
     assert report.policy_change["policy_kl"] > 0
 
 
-@pytest.mark.filterwarnings("ignore:.*has not happened")  # 128, at the end
 def test_a_periodic_schedule_goes_on_from_the_branch(tmp_path):
     whole_run("dqn", tmp_path / "whole")
     listed = callbacks(

@@ -285,6 +285,8 @@ def said(total, *, model=None, reset=True, **options):
             "planned at update 24 has not",
         ),
         (96, {"every": 8, "unit": "gradient_updates"}, None),
+        (96, {"every": 96, "stop": 1.0}, "planned at step 96 has not happened"),
+        (96, {"every": 48, "stop": 1.0}, None),  # 48 happened, and nothing learns after 96
         (96, {"every": 32}, None),
         (96, {"fractions": [0.5]}, None),
         (32, {"every": 60, "horizon": 128}, None),  # a chunk that holds no multiple
@@ -312,7 +314,7 @@ def test_chunks_without_a_multiple_are_silent():
 
 
 def test_the_same_callback_says_it_once_for_each_model():
-    fire, model = FireCallback(every=32), make_model("ppo")
+    fire, model = FireCallback(every=30), make_model("ppo")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(5):
