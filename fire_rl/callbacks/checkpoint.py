@@ -136,8 +136,10 @@ class RunCheckpointCallback(BaseCallback):
             self._lock.close()  # an error has left the training before
             self.clock.reset()
             if self._model not in (None, self.model):
-                self.folder, self._base = self._given_folder, None
+                self.folder = self._given_folder
                 self.saved, self.stop_requested = [], False
+        if self._model is not self.model:
+            self._base = None  # its replay buffer is another one
         self._model = self.model
 
     def _on_training_start(self) -> None:
