@@ -42,7 +42,7 @@ class Notices:
         """Begin with another model, or with the same one that counts from 0 ``again``."""
         self.announced = None
         self._again = again
-        self._said &= {"none", "again"} if again else set()
+        self._said &= {"nothing", "again"} if again else set()
 
     def plan(self) -> str:
         """Return the plan as a line; nothing if a call of ``learn()`` before had the same one."""
@@ -85,7 +85,7 @@ class Notices:
             )
         elif unit == "update" and clock.began == 0 and clock.done is None:
             self._warn(
-                "none",
+                "nothing",
                 f"`{self.name}` has not acted in this training of {now:,} updates: none was "
                 "planned before its last rollout and its `stop`. Plan it earlier or train longer.",
             )
@@ -137,7 +137,7 @@ class Notices:
             return
         unit = self.clock.unit.replace("_", " ")
         self._warn(
-            "none",
+            "nothing",
             f"`{self.name}` will not act in this training of {horizon:,} {unit}: {reason}. Plan it "
             "earlier or train longer; if you call learn() in chunks, give `horizon=`, the steps in "
             "all.",
