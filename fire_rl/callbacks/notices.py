@@ -83,7 +83,7 @@ class Notices:
                 f"learn(reset_num_timesteps=False) does it. To have it in this call, plan it a "
                 "rollout earlier or train longer.",
             )
-        elif unit == "update" and clock.began == 0 and clock.done is None:
+        elif unit == "update" and not (clock.began or clock.restored or clock.done):
             self._warn(
                 "nothing",
                 f"`{self.name}` has not acted in this training of {now:,} updates: none was "
