@@ -405,6 +405,7 @@ def test_a_second_model_starts_clean_after_an_error_too(tmp_path):
                 model.learn(96, callback=[fire, metrics, saver, prune])
         else:
             model.learn(96, callback=[fire, metrics, saver, prune])
+        model.logger.close()
         assert saver.folder == tmp_path / str(number) / "checkpoints"
         kept.append((fire.reports, metrics.history, saver.saved))
         saver.stop_requested = number == 1  # of a training that is gone
