@@ -25,6 +25,7 @@ from experiments.faults import described, misplaced
 from experiments.interventions import (
     callback_arguments,
     check_arms,
+    check_events,
     check_intervention,
     check_parts,
     check_schedule,
@@ -210,6 +211,8 @@ class RunConfig(Section):
         # An intervention with a fault of its own is missing from info.data.
         if "intervention" in info.data:
             check_schedule(value, info.data["intervention"])
+            if "total_timesteps" in info.data:
+                check_events(value, info.data["intervention"], info.data["total_timesteps"])
         return value
 
     @field_validator("arms", mode="before")

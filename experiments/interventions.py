@@ -8,7 +8,7 @@ from typing import Any
 
 from fire_rl.interventions import CONTROL, make_intervention, published_schedule
 from fire_rl.runs import layout
-from fire_rl.schedules import make_schedule
+from fire_rl.schedules import At, AtFractions, Every, make_schedule
 
 # Keys of an entry that are arguments of fire_rl.InterventionCallback; the others are options of
 # the intervention.
@@ -140,6 +140,36 @@ def check_schedule(schedule: Any, intervention: Any) -> None:
                 f"`schedule` is missing: say when {entry['name']!r} acts, for example `schedule: "
                 "{every: 200000}` or --every 200000."
             )
+
+
+def check_events(schedule: Any, intervention: Any, total_timesteps: int) -> None:
+    """Check that what a run is labelled with happens in it.
+
+    Schedules whose events are not known in advance are left out: thresholds, and those that count
+    gradient updates.
+
+    Raises:
+        ValueError: With one line for every intervention that would never act.
+    """
+    faults = []
+    for entry in entries(intervention):
+        spec = entry.get("schedule") or schedule or published_schedule(entry)
+        if entry["name"] == CONTROL or entry.get("unit") == "gradient_updates":
+            continue
+        planned = make_schedule(spec)
+        if not isinstance(planned, At | AtFractions | Every):
+            continue
+        if next(iter(planned.planned(total_timesteps)), total_timesteps) >= total_timesteps:
+            given = ", ".join(f"{key}: {value}" for key, value in (spec or {}).items())
+            stop = getattr(planned, "stop", 1)
+            limit = f", of which `stop` leaves {stop:g}" if stop < 1 else ""
+            faults.append(
+                f"`schedule` {{{given}}} of {entry['name']!r} holds no event within "
+                f"`total_timesteps` {total_timesteps:,}{limit}: the run would be one without "
+                "intervention. Plan it earlier, train longer, or say `intervention: none`."
+            )
+    if faults:
+        raise ValueError("\n".join(dict.fromkeys(faults)))
 
 
 def check_parts(schedule: Any) -> list[str]:

@@ -11,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 from fire_rl.callbacks.event_clock import EventClock
 from fire_rl.checkpoints.identity import options_of
 from fire_rl.sb3.callback_tree import callback_paths
+from fire_rl.sb3.continuation import goes_on
 from fire_rl.sb3.measurement import probe_size
 from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.probe import Probe, ProbeSource
@@ -42,12 +43,16 @@ class RolloutCallback(BaseCallback):
         self._rollout_started = False
 
     def _init_callback(self) -> None:
-        if self._model is not self.model:  # a new model: nothing of an old one remains
-            self._model = self.model
-            size = self.probe_size or probe_size(ModelView(self.model).groups)
-            seed = (self.model.seed or 0) if self.seed is None else self.seed
-            self.source = ProbeSource(size, seed)
-            self.clock.reset()
+        if not goes_on(self._model, self.model):
+            self._start_clean()
+        self._model = self.model
+
+    def _start_clean(self) -> None:
+        """Begin a new training: nothing of an old one remains."""
+        size = self.probe_size or probe_size(ModelView(self.model).groups)
+        seed = (self.model.seed or 0) if self.seed is None else self.seed
+        self.source = ProbeSource(size, seed)
+        self.clock.reset()
 
     def _on_training_start(self) -> None:
         self._training = self._rollout_started = False

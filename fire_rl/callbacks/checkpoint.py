@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from fire_rl.callbacks.base import check_place, say
@@ -24,8 +25,18 @@ from fire_rl.checkpoints.ownership import (
     training_of,
 )
 from fire_rl.checkpoints.replay_segments import check_buffer
-from fire_rl.checkpoints.store import Saved, check, is_intact, latest, restore, save
+from fire_rl.checkpoints.store import (
+    Saved,
+    check,
+    checkpoints,
+    is_intact,
+    latest,
+    restore,
+    save,
+)
 from fire_rl.runs.layout import CHECKPOINTS
+from fire_rl.sb3.callback_tree import walk_callbacks
+from fire_rl.sb3.continuation import goes_on
 from fire_rl.sb3.internals import total_timesteps
 from fire_rl.sb3.loggers import guard_outputs, log_folder, note_event_files
 from fire_rl.schedules import Every
@@ -34,10 +45,12 @@ from fire_rl.utils.validation import check_int
 logger = logging.getLogger("fire_rl")
 
 
-class TrainingStopped(Exception):
+class TrainingStopped(Exception, KeyboardInterrupt):
     """A training has ended before its total, because :class:`RunCheckpointCallback` was asked to.
 
-    It leaves ``model.learn()``. The model is as it was saved, to the bit.
+    It leaves ``model.learn()``. The model is as it was saved, to the bit. It is a
+    ``KeyboardInterrupt``, too, so that code which ends in good order on Ctrl-C (rl_zoo3 saves its
+    model then) does so here.
 
     Attributes:
         checkpoint: The checkpoint, saved just before.
@@ -102,7 +115,7 @@ class RunCheckpointCallback(BaseCallback):
         TrainingStopped: In training, after a stop that was asked for.
 
     Attributes:
-        saved: What was written so far.
+        saved: What was written of this model so far; a second model starts clean.
         stop_requested: Set it, for example in a signal handler, to save at the next rollout start
             and to stop there with :class:`TrainingStopped`.
 
@@ -145,17 +158,21 @@ class RunCheckpointCallback(BaseCallback):
         self.saved: list[Saved] = []
         self.stop_requested = False
         self._given_folder = self.folder
-        self._model: Any = None
+        self._model: BaseAlgorithm | None = None
         self._begun = False  # this model has been resumed, has branched off, or begins anew
         self._own: deque[Checkpoint] = deque(maxlen=self.replay_copies)  # newest last
         self._lock = ExitStack()
 
     def _init_callback(self) -> None:
-        if self._model is not self.model:  # a new model: nothing of an old one remains
-            self._model, self._begun = self.model, False
-            self.folder, self.saved = self._given_folder, []
-            self._own.clear()
+        if not goes_on(self._model, self.model):
+            self._lock.close()  # an error has left the training before
             self.clock.reset()
+            if self._model not in (None, self.model):
+                self.folder = self._given_folder
+                self.saved, self.stop_requested = [], False
+        if self._model is not self.model:
+            self._model, self._begun = self.model, False
+            self._own.clear()  # its replay buffer is another one
 
     def _on_training_start(self) -> None:
         check_place(self)
@@ -199,6 +216,13 @@ class RunCheckpointCallback(BaseCallback):
     def get_options(self) -> dict[str, Any]:
         """Return no options: when and where to save is no part of a training."""
         return {}
+
+    @property
+    def restores(self) -> bool:
+        """Whether the next rollout start goes on from a checkpoint."""
+        if self.branch_from is not None or self.resume not in (False, True):
+            return True
+        return bool(self.resume) and self.folder is not None and bool(checkpoints(self.folder))
 
     def get_state(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values."""
@@ -266,6 +290,12 @@ class RunCheckpointCallback(BaseCallback):
             f"{saved.total / 1e6:.1f} MB in all, {saved.seconds:.2f} s",
         )
         return saved
+
+
+def restores_next(callback: BaseCallback | None) -> bool:
+    """Tell whether a checkpoint will be restored at this rollout start, by a callback or inside."""
+    savers = walk_callbacks([] if callback is None else [callback])
+    return any(isinstance(saver, RunCheckpointCallback) and saver.restores for saver in savers)
 
 
 def _verified(given: bool | str | Path | Checkpoint | None) -> Checkpoint | None:

@@ -7,7 +7,6 @@ those of other weights.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +15,13 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
-from fire_rl.callbacks.base import RolloutCallback, logger, say
+from fire_rl.callbacks.base import RolloutCallback, say
+from fire_rl.callbacks.checkpoint import restores_next
 from fire_rl.callbacks.event_clock import EventClock, Unit
+from fire_rl.callbacks.notices import Notices
 from fire_rl.callbacks.threshold_monitor import ThresholdMonitor
 from fire_rl.interventions import (
+    CONTROL,
     Intervention,
     InterventionReport,
     make_intervention,
@@ -39,7 +41,7 @@ from fire_rl.sb3.loggers import log_folder, log_scalars, summary_writer
 from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.side_effects import check_warm_up, warm_up
 from fire_rl.sb3.surgery import apply_intervention, groups_to_change
-from fire_rl.schedules import At, Never, Schedule, Threshold, make_schedule
+from fire_rl.schedules import Never, Schedule, Threshold, make_schedule
 from fire_rl.utils.validation import check_int
 
 
@@ -54,8 +56,11 @@ class InterventionCallback(RolloutCallback):
             :class:`~fire_rl.Threshold`), or a schedule object. Crossings that one
             rollout skips over act once, at the start of the next rollout. By default that which
             was published for the intervention's preset, if any; else nothing happens.
-        horizon: What fractions and ``stop`` refer to, in ``unit``; by default the total of the
-            ``learn()`` call. Give it when you call ``learn()`` in chunks.
+        horizon: What fractions and ``stop`` refer to, in ``unit``; by default the total of a
+            ``learn()`` call that begins at step 0. A call that begins later
+            (``reset_num_timesteps=False``: chunks, a model from a file) has no ``stop`` without it,
+            and fractions there are an error. Its first rollout start acts on an event that the last
+            rollout before it has crossed, unless this callback already did.
         unit: ``"timesteps"`` or ``"gradient_updates"``, see
             :class:`~fire_rl.callbacks.event_clock.EventClock`.
         log_dir: Folder for ``interventions.jsonl``; by default that of the model's TensorBoard or
@@ -71,12 +76,17 @@ class InterventionCallback(RolloutCallback):
         verbose: 1 for the planned steps at the start and one line per event.
 
     Attributes:
-        reports: The report of every event so far.
-        episodes: All training episodes so far; ``episodes.csv`` beside ``interventions.jsonl``.
+        reports: The report of every event of this model so far; a second model starts clean.
+        episodes: All episodes of this training (a call that counts from 0 is a new one);
+            ``episodes.csv`` beside ``interventions.jsonl``.
 
     Raises:
         ValueError: If an option is unknown or out of range.
         RuntimeError: In training, if it sits inside a callback that forwards no rollout hooks.
+
+    Warns:
+        UserWarning: If a training whose end is known holds no event, or ends before one that was
+            crossed in its last rollout.
     """
 
     def __init__(
@@ -97,7 +107,7 @@ class InterventionCallback(RolloutCallback):
     ) -> None:
         if schedule is None:
             schedule = published_schedule(intervention)
-        clock = EventClock(make_schedule(schedule), horizon, unit)
+        clock = EventClock(make_schedule(schedule), horizon, unit, catch_up=True)
         super().__init__(clock, probe_size, seed, verbose)
         schedule = clock.schedule
         self.monitor = ThresholdMonitor(schedule) if isinstance(schedule, Threshold) else None
@@ -107,6 +117,8 @@ class InterventionCallback(RolloutCallback):
         self.head_refit = as_head_refit(head_refit)
         self.warmup_updates = check_int("warmup_updates", warmup_updates, 0)
         self.restart_exploration = as_exploration_restart(restart_exploration)
+        name, acts = self.intervention.name, self.warmup_updates or self.restart_exploration
+        self.notices = Notices(clock, name, expected=name != CONTROL or bool(acts))
         self.reports: list[InterventionReport] = []
         self._reset_history()
         self._plan_announced = False
@@ -115,20 +127,22 @@ class InterventionCallback(RolloutCallback):
         self.recovery = RecoveryLog(self.intervention.name)
         self._lines = EventLines()
         self._initial: dict[str, Tensor] = {}
-        self._announced: set[int] | None = None
         self._restarted: tuple[int, ExplorationRestart] | None = None
 
-    def _init_callback(self) -> None:
-        if self._model is not self.model:
-            self.check(self.model)  # a misfit shows before training
-            if self.monitor is not None:
-                self.monitor.start(self.model)
-            self._reset_history()
-            tensors = ModelView(self.model).tensors
-            self._initial = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-            start = [tensor.flatten()[:256].tolist() for tensor in self._initial.values()]
-            self._lines = EventLines.of(self.intervention, self.clock.schedule, start)
-        super()._init_callback()
+    def _start_clean(self) -> None:
+        super()._start_clean()
+        self.check(self.model)  # a misfit shows before training
+        if self.monitor is not None:
+            self.monitor.start(self.model)
+        self._reset_history()
+        again = self._model is self.model
+        self.notices.start_clean(again)
+        if not again:
+            self.reports = []
+        tensors = ModelView(self.model).tensors
+        self._initial = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        start = [tensor.flatten()[:256].tolist() for tensor in self._initial.values()]
+        self._lines = EventLines.of(self.intervention, self.clock.schedule, start)
 
     def check(self, model: BaseAlgorithm) -> None:
         """Raise ValueError if an option does not fit a model: a role, a layer, an aid."""
@@ -148,9 +162,18 @@ class InterventionCallback(RolloutCallback):
             else:
                 self._restarted[1].apply(self.model, self._restarted[0])
         self._plan_announced = False  # later: the first rollout start may restore a checkpoint
+        if not self._waits():
+            self.clock.check()
+
+    def _waits(self) -> bool:
+        """Whether a checkpoint is about to say what is due in a call that begins at N > 0."""
+        ahead = self.clock.began > 0 and not self.clock.restored
+        return ahead and restores_next(self.locals.get("callback"))
 
     def _on_rollout_start(self) -> None:
         super()._on_rollout_start()
+        if self._waits():
+            return
         planned_step = self.clock.take()
         if planned_step is None:
             return
@@ -215,6 +238,8 @@ class InterventionCallback(RolloutCallback):
         return super()._on_step()
 
     def _on_training_end(self) -> None:
+        self.clock.advance(self.model)  # gradient updates have been made since the last step
+        self.notices.at_end(self.model)
         super()._on_training_end()
         restore_exploration(self.model)  # what is left of it begins with the next learn()
         folder = self._folder()
@@ -240,7 +265,7 @@ class InterventionCallback(RolloutCallback):
         own = {
             "reports": reports,
             "initial": self._initial,
-            "announced": self._announced,
+            "announced": self.notices.announced,
             "recovery": self.recovery.get_state(),
             "lines": self._lines.get_state(),
             "restarted": self._restarted and (self._restarted[0], asdict(self._restarted[1])),
@@ -254,7 +279,7 @@ class InterventionCallback(RolloutCallback):
         self.reports = [InterventionReport.from_dict(report) for report in state["reports"]]
         self._restore_history(state)
         self.recovery.set_state(state["recovery"])
-        self._announced = state["announced"]
+        self.notices.announced = state["announced"]
         self._lines.set_state(state["lines"])
         self._lines.take_back(self._folder())
         if self.monitor is not None and "trigger" in state:
@@ -271,6 +296,7 @@ class InterventionCallback(RolloutCallback):
         """
         assert self.source is not None
         self._reset_history()
+        self.notices.announced = None
         own = [state["own"] for state in states if "own" in state]
         seen = [state["source"] for state in own if "source" in state]
         for source in [s for s in seen if s["frozen"] is not None or s["window"]][:1]:
@@ -291,56 +317,17 @@ class InterventionCallback(RolloutCallback):
 
     def _announce_plan(self) -> None:
         """Say what lies ahead, once in each call of ``learn()``, and warn of what is odd."""
-        if not self._plan_announced:
-            self._plan_announced = True
-            planned = self.clock.planned()
-            self._announce(planned)
-            self._warn_about_plan(planned)
-
-    def _announce(self, planned: Sequence[int]) -> None:
-        """Say what is planned; a later call of ``learn()`` with the same plan is silent."""
-        unit = self.clock.unit.replace("_", " ")
-        if self.monitor is not None:
-            plan = self.monitor.threshold.describe(unit.replace("timesteps", "steps"))
-        elif planned or self.clock.horizon is not None:
-            steps = ", ".join(f"{step:,}" for step in planned)
-            plan = f"planned at {steps} {unit}" if planned else "no event is planned"
-        else:
-            plan = f"{self.clock.schedule}, in {unit}"
-        silent = isinstance(self.clock.schedule, Never)  # the control says nothing
-        known = self._announced is not None and self._announced.issuperset(planned)
-        if not silent and not known:
-            say(self, f"{self.intervention.name}: {plan}")
-        self._announced = (self._announced or set()) | set(planned)
+        if self._plan_announced:
+            return
+        self._plan_announced = True
+        self.clock.check()
+        line = "" if isinstance(self.clock.schedule, Never) else self.notices.plan()
+        if line:  # the control says nothing
+            say(self, line)
+        self.notices.at_start(self.model)
 
     def _folder(self) -> Path | None:
         return log_folder(self.logger) if self.log_dir is None else Path(self.log_dir)
 
     def _append_to_log(self, entry: Mapping[str, Any]) -> None:
         self._lines.append(self._folder(), entry)
-
-    def _warn_about_plan(self, planned: Sequence[int]) -> None:
-        starts = getattr(self.model, "learning_starts", 0)
-        early = [step for step in planned if step <= starts and self.clock.unit == "timesteps"]
-        if early:
-            warnings.warn(
-                f"`{self.intervention.name}` is planned at step {early[0]:,}, before the model "
-                f"starts to learn (`learning_starts` {starts:,}): it changes untrained weights.",
-                UserWarning,
-                stacklevel=2,
-            )
-        horizon, schedule = self.clock.horizon, self.clock.schedule
-        late = (
-            [step for step in schedule.steps if step >= horizon]
-            if (isinstance(schedule, At) and horizon is not None)
-            else []
-        )
-        if late:
-            # Logged, not warned of: a caller who trains in chunks reaches this step later.
-            logger.warning(
-                "%s at step %s lies at or beyond the end of this training (%s steps): it acts only "
-                "if learn() is called again.",
-                self.intervention.name,
-                f"{late[0]:,}",
-                f"{horizon:,}",
-            )

@@ -37,7 +37,8 @@ class PlasticityMetricsCallback(RolloutCallback):
         verbose: 1 for one line per measurement.
 
     Attributes:
-        history: ``(step, {log key: value})`` of every measurement so far.
+        history: ``(step, {log key: value})`` of every measurement of this model so far; a second
+            model starts clean.
     """
 
     def __init__(
@@ -53,6 +54,11 @@ class PlasticityMetricsCallback(RolloutCallback):
         self.per_layer = per_layer
         self.history: list[tuple[int, dict[str, float]]] = []
         self._warned: set[str] = set()
+
+    def _start_clean(self) -> None:
+        super()._start_clean()
+        if self._model is not self.model:
+            self.history, self._warned = [], set()
 
     def _on_training_start(self) -> None:
         super()._on_training_start()

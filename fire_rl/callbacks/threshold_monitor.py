@@ -39,6 +39,7 @@ class ThresholdMonitor:
         """Begin with a new model."""
         self.check(model)
         self.state = ThresholdState()
+        self._warned = False
 
     def check(self, model: BaseAlgorithm) -> None:
         """Raise ValueError if a model has no network of the role that is watched."""

@@ -154,7 +154,12 @@ def _kept_arguments(obj: Any) -> Description:
     return {
         name: kept[form]
         for name in names
-        for form in [next((f for f in (name, f"_{name}", f"_given_{name}") if f in kept), None)]
+        for form in [
+            next(
+                (f for f in (name, f"_{name}", f"_given_{name}", f"given_{name}") if f in kept),
+                None,
+            )
+        ]
         if form is not None
     }
 

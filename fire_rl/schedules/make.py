@@ -8,7 +8,7 @@ from typing import Any
 
 from fire_rl.schedules.planned import At, AtFractions, Every, Never, Schedule
 from fire_rl.schedules.threshold import Threshold
-from fire_rl.utils.validation import nearest
+from fire_rl.utils.validation import check_options, nearest
 
 _PLANNED = ("every", "at", "fractions")
 _WATCHED = tuple(field.name for field in fields(Threshold))
@@ -68,6 +68,8 @@ def make_threshold(spec: Threshold | Mapping[str, Any], others: Mapping[str, Any
             f"`threshold` says when on its own, got {', '.join(given)} beside it. Leave them out; "
             "a threshold has an `every` and a `stop` of its own."
         )
+    if isinstance(spec, Mapping):
+        check_options("threshold", Threshold, spec)
     schedule = make_schedule(spec) if isinstance(spec, Mapping) and "metric" in spec else spec
     if not isinstance(schedule, Threshold):
         raise ValueError(

@@ -2,17 +2,21 @@
 
 Vector environments jump over exact steps, so an event is *crossed*: it lies in the half-open
 interval ``(previous, now]``. Several events in one interval act once. Steps are environment steps
-over all environments unless the callback counts something else.
+over all environments unless the callback counts something else. Nothing here grows with the number
+of events: ``every=1`` of a billion steps costs no more than one event.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 from fire_rl.utils.validation import check_int, check_positive
+
+_SHOWN = 10  # steps that are printed in full
 
 
 @runtime_checkable
@@ -64,6 +68,10 @@ class Every:
         last = 0 if horizon is None else last_step(self.stop, horizon)
         return range(self.steps, last + 1, self.steps)
 
+    def dropped(self, horizon: int) -> Sequence[int]:
+        """Return the multiples past ``stop * horizon``; at the horizon itself none could act."""
+        return steps_after(range(self.steps, horizon, self.steps), last_step(self.stop, horizon))
+
     def crossed(self, previous: int, now: int, horizon: int | None) -> int | None:
         """Return the last multiple in ``(previous, now]`` that is not past the stop."""
         return last_multiple(self.steps, self.stop, previous, now, horizon)
@@ -88,11 +96,11 @@ class At:
 
     def planned(self, horizon: int | None) -> Sequence[int]:
         """Return the steps up to the horizon."""
-        return tuple(step for step in self.steps if horizon is None or step <= horizon)
+        return self.steps[: None if horizon is None else bisect_right(self.steps, horizon)]
 
     def crossed(self, previous: int, now: int, horizon: int | None) -> int | None:
         """Return the last of the steps in ``(previous, now]``."""
-        return max((step for step in self.steps if previous < step <= now), default=None)
+        return _last_of(self.steps, previous, now)
 
 
 @dataclass(frozen=True)
@@ -125,8 +133,20 @@ class AtFractions:
 
     def crossed(self, previous: int, now: int, horizon: int | None) -> int | None:
         """Return the last of the steps in ``(previous, now]``."""
-        planned = self.planned(horizon)
-        return max((step for step in planned if previous < step <= now), default=None)
+        return _last_of(self.planned(horizon), previous, now)
+
+
+def steps_after(steps: Sequence[int], previous: int) -> Sequence[int]:
+    """Return the ascending steps that lie after ``previous``; of a range, a range."""
+    return steps[bisect_right(steps, previous) :]
+
+
+def steps_as_text(steps: Sequence[int]) -> str:
+    """Write ascending steps for people: all of them if they are few, else the ends and how many."""
+    if len(steps) <= _SHOWN:
+        return ", ".join(f"{step:,}" for step in steps)
+    first = ", ".join(f"{step:,}" for step in steps[:3])
+    return f"{first}, … {steps[-1]:,} ({len(steps):,} events)"
 
 
 def last_step(stop: float, horizon: int) -> int:
@@ -142,3 +162,9 @@ def last_multiple(
     last = now if horizon is None else min(now, last_step(stop, horizon))
     step = last // period * period
     return step if step > previous else None
+
+
+def _last_of(steps: Sequence[int], previous: int, now: int) -> int | None:
+    """Return the last of the ascending steps in ``(previous, now]``, or None."""
+    count = bisect_right(steps, now)
+    return steps[count - 1] if count and steps[count - 1] > previous else None

@@ -201,6 +201,42 @@ def test_all_faults_of_a_schedule_at_once():
         assert len(error.value.faults) == 2
 
 
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"schedule": {"every": 2e5}}, "`schedule` {every: 200000.0} of 'fire' holds no event"),
+        ({"schedule": {"every": 900}}, "`total_timesteps` 1,000, of which `stop` leaves 0.8"),
+        ({"schedule": {"at": [1000]}}, "`schedule` {at: [1000]} of 'fire' holds no event within"),
+        (
+            {"intervention": [{"name": "reset", "schedule": {"at": 2000}}]},
+            "`schedule` {at: 2000} of 'reset' holds no event within",
+        ),
+    ],
+)
+def test_a_run_is_not_labelled_with_what_never_happens(values, fault):
+    given = {"algo": "ppo", "env": "CartPole-v1", "total_timesteps": 1000, "intervention": "fire"}
+    with pytest.raises(ConfigError) as error:
+        parse_config({**given, **values, "seed": -1})
+    assert len(error.value.faults) == 2  # among all others
+    assert any(fault in line for line in error.value.faults), error.value.faults
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"schedule": {"every": 800}},
+        {"schedule": {"at": [999, 5000]}},
+        {"schedule": {"every": 5000}, "intervention": "none"},
+        {"schedule": {"metric": "dfi", "above": 1, "every": 5000}},
+        {"schedule": {"every": 5000}, "intervention": {"name": "fire", "unit": "gradient_updates"}},
+        {"intervention": {"name": "fire", "preset": "paper_dqn"}},
+    ],
+)
+def test_what_happens_or_may_happen_is_accepted(values):
+    given = {"algo": "ppo", "env": "CartPole-v1", "total_timesteps": 1000, "intervention": "fire"}
+    assert parse_config({**given, **values})
+
+
 # --- at the door
 
 

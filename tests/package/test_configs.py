@@ -1,6 +1,7 @@
 """Every file under configs/ is valid, builds, and can be read back."""
 
 import importlib.util
+import math
 
 import pytest
 
@@ -10,6 +11,8 @@ from experiments.build import make_env, plasticity_callbacks
 from experiments.config import dump_yaml, parse_config
 from experiments.folder import RunFolder
 from experiments.plain_yaml import ConfigError, read_yaml
+from fire_rl import InterventionCallback
+from fire_rl.sb3.continuation import rollout_steps
 from tests.helpers.runs import ROOT
 
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml"))
@@ -51,8 +54,20 @@ def test_file_loads_builds_and_can_be_read_back(file):
         agent["buffer_size"] = 100  # the published ones do not fit
     env = make_env(config, n_envs=config.n_envs, training=True)
     model = make_agent(config.algo, env, agent, seed=config.seed, fast_cnn=config.fast_cnn)
-    plasticity_callbacks(config, RunFolder("unused"), model, verbose=False)
+    callbacks = plasticity_callbacks(config, RunFolder("unused"), model, verbose=False)
+    check_events(callbacks, model, config.total_timesteps)
     env.close()
+
+
+def check_events(callbacks, model, total):
+    """Every planned event happens: after learning has started, before the last rollout ends."""
+    rollout = rollout_steps(model)
+    last_start = (math.ceil(total / rollout) - 1) * rollout
+    for callback in callbacks:
+        if isinstance(callback, InterventionCallback):
+            planned = callback.clock.schedule.planned(total)
+            assert not planned or getattr(model, "learning_starts", 0) < planned[0]
+            assert not planned or planned[-1] <= last_start
 
 
 @pytest.mark.parametrize("file", PAIRS)

@@ -142,7 +142,7 @@ class Ratios(BaseCallback):
     ],
 )
 def test_stored_probabilities_are_those_of_the_weights_after_surgery(algo, options):
-    ratios, fire = Ratios(), FireCallback(every=16, stop=1.0, **options)
+    ratios, fire = Ratios(), FireCallback(every=16, horizon=48, stop=1.0, **options)
     model = make_model(algo)
     for _ in range(3):
         model.learn(16, callback=[fire, ratios], reset_num_timesteps=False)

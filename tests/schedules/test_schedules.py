@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fire_rl import At, AtFractions, Every, Never, make_schedule
+from fire_rl.schedules.planned import steps_after, steps_as_text
 
 
 @given(
@@ -45,6 +46,31 @@ def test_planned():
     assert At([5, 70]).planned(50) == (5,)
     assert AtFractions([0.25, 0.5]).planned(1000) == (250, 500)
     assert Never().planned(1000) == ()
+
+
+def test_plans_of_any_length_are_ranges():
+    """A billion events are neither listed nor walked through."""
+    schedule = Every(1, 0.8)
+    planned = schedule.planned(10**9)
+    assert (type(planned), len(planned)) == (range, 8 * 10**8)
+    assert steps_after(planned, 8 * 10**8 - 2) == range(8 * 10**8 - 1, 8 * 10**8 + 1)
+    assert schedule.dropped(10**9) == range(8 * 10**8 + 1, 10**9)
+    assert Every(1000).dropped(10**9) == range(0)
+    assert schedule.crossed(10**8, 10**9, 10**9) == 8 * 10**8
+    assert steps_as_text(planned) == "1, 2, 3, … 800,000,000 (800,000,000 events)"
+    assert steps_as_text((5, 6000)) == "5, 6,000"
+
+
+@given(
+    steps=st.lists(st.integers(1, 60), min_size=1, unique=True).map(sorted),
+    previous=st.integers(0, 70),
+    width=st.integers(0, 30),
+)
+def test_explicit_steps_cross_as_their_definition_says(steps, previous, width):
+    inside = [step for step in steps if previous < step <= previous + width]
+    assert At(steps).crossed(previous, previous + width, None) == (inside[-1] if inside else None)
+    assert At(steps).planned(previous) == tuple(step for step in steps if step <= previous)
+    assert steps_after(tuple(steps), previous) == tuple(step for step in steps if step > previous)
 
 
 def test_plain_values():
