@@ -27,6 +27,7 @@ from fire_rl.weights.layers import (
     weight_layers_of,
 )
 from fire_rl.weights.recurrent import recurrent_layers_of
+from fire_rl.weights.unread import unread_modules
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +217,26 @@ def select_layers(
         wanted = not include or any(fnmatchcase(layer.name, pattern) for pattern in include)
         if wanted and not any(fnmatchcase(layer.name, pattern) for pattern in exclude):
             yield layer
+
+
+def check_chosen(name: str, chosen: Collection[WeightLayer], networks: Sequence[Network]) -> None:
+    """Raise ValueError if an intervention on layers has none to act on."""
+    if chosen:
+        return
+    roles = ", ".join(network.role for network in networks)
+    layers = [layer.name for network in networks for layer in network.layers]
+    if layers:
+        raise ValueError(
+            f"`{name}` would change no layer of {roles}: its options keep {', '.join(layers)}. "
+            "Change them, or use the intervention `none`."
+        )
+    unread = [found for n in networks for found in unread_modules(n.modules.items())]
+    held = "; it has " + ", ".join(f"`{u.name}` ({u.reason})" for u in unread) if unread else ""
+    raise ValueError(
+        f"`{name}` finds no linear, convolutional or attention layer in {roles}{held}. Build the "
+        "network of such layers, select others in `networks`, or use `reset` or "
+        "`shrink_and_perturb`, which act on every parameter."
+    )
 
 
 def check_patterns(argument: str, patterns: Sequence[str], layers: Iterable[WeightLayer]) -> None:

@@ -2,7 +2,8 @@
 
 ``replay_buffer.sample()`` and ``rollout_buffer.get()`` draw from numpy's global generator, so
 asking them for a batch changes the training that follows. Here the raw arrays are indexed with a
-private generator. Observations are network inputs: what VecNormalize would show the policy.
+private generator. Observations are network inputs: what VecNormalize would show the policy. Where
+a buffer keeps them: :mod:`fire_rl.sb3.stored`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
+from fire_rl.metrics.registry import METRICS
+from fire_rl.sb3.networks import anatomy_of
+from fire_rl.sb3.stored import (
+    Arrays,
+    UnreadableBuffer,
+    filled_rows,
+    stored_actions,
+    stored_observations,
+)
+from fire_rl.sb3.warn_once import warn_once
+
 Observations = Tensor | dict[str, Tensor]
-_Arrays = dict[str, NDArray[Any]]  # a plain observation has the one key ""
 
 MIN_PROBE_SIZE = 1024
+_BUFFERS = ("replay_buffer", "rollout_buffer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,26 +82,35 @@ class ProbeSource:
         self.size = size
         self.frozen: Probe | None = None
         self._generator = np.random.default_rng(seed)
-        self._window: list[_Arrays] = []
+        self._window: list[Arrays] = []
 
     def after_rollout(self, model: BaseAlgorithm) -> None:
         """Copy what a finished rollout has seen, and freeze the probe once there is enough."""
-        buffer = getattr(model, "rollout_buffer", None)
-        if isinstance(buffer, RolloutBuffer) and buffer.full:
-            self._remember(buffer)
-        if self.frozen is None and self._available(model) >= self.size:
+        try:
+            if not _has(model, "replay_buffer"):
+                self._remember(model)
+            enough = self.frozen is None and self._available(model) >= self.size
+        except UnreadableBuffer as why:
+            _name_what_is_missing(model, why)
+            return
+        if enough:
             self.frozen = self.live(model)
 
     def live(self, model: BaseAlgorithm) -> Probe | None:
-        """Return up to ``size`` current observations, or None if there are none yet."""
-        buffer = getattr(model, "replay_buffer", None)
-        if buffer is not None:
-            return self._from_replay(model, buffer)
-        if not self._window:  # outside of a callback: the last rollout, if it is still there
-            buffer = getattr(model, "rollout_buffer", None)
-            if not isinstance(buffer, RolloutBuffer) or not buffer.full:
-                return None
-            self._remember(buffer)
+        """Return up to ``size`` current observations, or None if there are none yet.
+
+        None also where the buffer cannot be read, which a warning says once.
+        """
+        try:
+            if _has(model, "replay_buffer"):
+                return self._from_replay(model)
+            if not self._window and _has(model, "rollout_buffer"):
+                self._remember(model)  # outside of a callback: the last rollout, if still there
+        except UnreadableBuffer as why:
+            _name_what_is_missing(model, why)
+            return None
+        if not self._window:
+            return None
         arrays = {
             key: np.concatenate([part[key] for part in self._window])[-self.size :]
             for key in self._window[0]
@@ -122,48 +141,78 @@ class ProbeSource:
         self._window = list(state["window"])
 
     def _available(self, model: BaseAlgorithm) -> int:
-        buffer = getattr(model, "replay_buffer", None)
-        if buffer is not None:
-            return int(buffer.size()) * int(buffer.n_envs)
-        return sum(_length(part) for part in self._window)
+        if not _has(model, "replay_buffer"):
+            return sum(_length(part) for part in self._window)
+        buffer: Any = vars(model)["replay_buffer"]
+        stored = stored_observations(model, buffer)
+        return filled_rows(buffer, len(stored)) * (stored.envs or 1)
 
-    def _remember(self, buffer: RolloutBuffer) -> None:
-        rows = buffer.buffer_size * buffer.n_envs
+    def _remember(self, model: BaseAlgorithm) -> None:
+        """Keep observations of a whole rollout."""
+        buffer: Any = getattr(model, "rollout_buffer", None)
+        if buffer is None:
+            raise UnreadableBuffer("it has neither `replay_buffer` nor `rollout_buffer`")
+        if not getattr(buffer, "full", model.num_timesteps > 0):
+            return
+        stored = stored_observations(model, buffer)
+        rows = len(stored) * (stored.envs or 1)
         chosen = np.arange(rows)
         if rows > self.size:
             chosen = self._generator.choice(rows, self.size, replace=False)
-        # Training flattens the buffer: (steps, envs, ...) becomes (steps · envs, ...).
-        index = (chosen,) if buffer.generator_ready else np.divmod(chosen, buffer.n_envs)
-        arrays = {key: array[index] for key, array in _arrays(buffer.observations).items()}
-        self._window.append(arrays)  # fancy indexing has copied
+        self._window.append(stored.take(chosen))
         while sum(map(_length, self._window[1:])) >= self.size:
             del self._window[0]
 
-    def _from_replay(self, model: BaseAlgorithm, buffer: Any) -> Probe | None:
-        rows = np.arange(buffer.size())
-        if buffer.full and getattr(buffer, "optimize_memory_usage", False):
+    def _from_replay(self, model: BaseAlgorithm) -> Probe | None:
+        buffer: Any = vars(model)["replay_buffer"]
+        stored = stored_observations(model, buffer)
+        rows = np.arange(filled_rows(buffer, len(stored)))
+        if getattr(buffer, "optimize_memory_usage", False) and buffer.full:
             rows = np.delete(rows, buffer.pos)  # its observation belongs to another transition
-        total = len(rows) * buffer.n_envs
+        envs = stored.envs or 1
+        total = len(rows) * envs
         if total == 0:
             return None
+        try:
+            actions = stored_actions(buffer, stored)
+        except UnreadableBuffer:
+            if anatomy_of(model).needs_actions:
+                raise
+            actions = None
         chosen = self._generator.choice(total, min(self.size, total), replace=False)
-        steps, envs = rows[chosen // buffer.n_envs], chosen % buffer.n_envs
-        arrays = {key: array[steps, envs] for key, array in _arrays(buffer.observations).items()}
+        places = rows[chosen // envs] * envs + chosen % envs
+        arrays = stored.take(places)
         normalize = model.get_vec_normalize_env()
         if normalize is not None:  # replay buffers hold raw observations
-            arrays = _arrays(normalize.normalize_obs(arrays.get("", arrays)))
-        actions = torch.as_tensor(buffer.actions[steps, envs], device=model.device)
-        return Probe(_tensors(arrays, model.device), actions)
+            seen: Any = normalize.normalize_obs(arrays.get("", arrays))
+            arrays = dict(seen) if isinstance(seen, dict) else {"": seen}
+        taken = None if actions is None else actions.take(places)[""]
+        return Probe(
+            _tensors(arrays, model.device),
+            None if taken is None else torch.as_tensor(taken, device=model.device),
+        )
 
 
-def _arrays(observations: Any) -> _Arrays:
-    return dict(observations) if isinstance(observations, dict) else {"": observations}
+def _has(model: BaseAlgorithm, buffer: str) -> bool:
+    return getattr(model, buffer, None) is not None
 
 
-def _tensors(arrays: _Arrays, device: torch.device) -> Observations:
+def _name_what_is_missing(model: BaseAlgorithm, why: UnreadableBuffer) -> None:
+    missing = [m.log_key for m in METRICS.values() if m.reads != "weights"]
+    buffer = next((vars(model)[n] for n in _BUFFERS if vars(model).get(n) is not None), model)
+    warn_once(
+        model,
+        f"No observations to measure on: {type(buffer).__name__} is not built like SB3's buffers, "
+        f"{why}. {', '.join(missing)} and what an event does to the policy are left out; what reads "
+        "weights is measured, and interventions act. Give the buffer `observations` of shape "
+        "(rows, n_envs, *observation) and `size()`.",
+    )
+
+
+def _tensors(arrays: Arrays, device: torch.device) -> Observations:
     tensors = {key: torch.as_tensor(array, device=device) for key, array in arrays.items()}
     return tensors.get("", tensors)
 
 
-def _length(arrays: _Arrays) -> int:
+def _length(arrays: Arrays) -> int:
     return len(next(iter(arrays.values())))
