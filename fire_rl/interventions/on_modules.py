@@ -237,7 +237,9 @@ def _made(make: Callable[[], nn.Module]) -> nn.Module:
     try:
         made = make()
     except TypeError as error:
-        raise TypeError(f"`fresh` ({describe(make)}) cannot be called: {error}. {advice}") from error
+        raise TypeError(
+            f"`fresh` ({describe(make)}) cannot be called: {error}. {advice}"
+        ) from error
     check_module("fresh()", made)
     return made
 

@@ -148,10 +148,7 @@ def check_finite(network: Network) -> None:
 def non_finite(network: Network) -> str | None:
     """Say which tensor of a network is the first to hold NaN or infinity; None if none does."""
     name = _first_non_finite(network.tensors.items())
-    if name is None:
-        return None
-    what = "NaN" if bool(network.tensors[name].isnan().any()) else "infinite"
-    return f"`{name}` ({network.role}) holds {what} values"
+    return None if name is None else f"`{name}` ({network.role}) holds NaN or infinite values"
 
 
 @contextmanager

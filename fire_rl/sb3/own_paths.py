@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 
 def overridden(owner: Any, names: Iterable[str]) -> tuple[str, ...]:
-    """Return which methods an object has from elsewhere than SB3 or sb3-contrib."""
+    """Return which methods an object or a class has from elsewhere than SB3 or sb3-contrib."""
     owner = uncompiled(owner)
     return tuple(name for name in names if _origin(owner, name) not in _LIBRARIES)
 
@@ -70,7 +70,7 @@ def own_distribution(actor: Any, observations: Any) -> Distribution | None:
 
 def unmeasured_methods(policy: Any) -> list[str]:
     """Say which methods of a recurrent policy are overridden: they are not run for measuring."""
-    names = overridden(policy, _ANSWERS)
+    names = overridden(type(policy), _ANSWERS)
     recurrent = "RecurrentActorCriticPolicy" in (base.__name__ for base in type(policy).__mro__)
     return [_not_measured(policy, names, "it is recurrent")] if names and recurrent else []
 
@@ -114,7 +114,8 @@ def _made(distribution: Any) -> Any:
 
 def _origin(owner: Any, name: str) -> str:
     """Return the package in which an object's method is written."""
-    method = vars(owner).get(name) or getattr(type(owner), name, None)
+    kind = owner if isinstance(owner, type) else type(owner)
+    method = vars(owner).get(name) or getattr(kind, name, None)
     if method is None:
         return _LIBRARIES[0]
     return str(getattr(method, "__module__", "")).partition(".")[0]

@@ -8,9 +8,9 @@ a buffer keeps them: :mod:`fire_rl.sb3.stored`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ from fire_rl.sb3.warn_once import warn_once
 Observations = Tensor | dict[str, Tensor]
 
 MIN_PROBE_SIZE = 1024
-_BUFFERS = ("replay_buffer", "rollout_buffer")
+_KNOWN = ("stable_baselines3", "sb3_contrib", "fire_rl")  # whose buffers are no riddle
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,14 +87,13 @@ class ProbeSource:
 
     def after_rollout(self, model: BaseAlgorithm) -> None:
         """Copy what a finished rollout has seen, and freeze the probe once there is enough."""
-        try:
-            if not _has(model, "replay_buffer"):
+
+        def enough() -> bool:
+            if _buffer(model, "replay_buffer") is None:
                 self._remember(model)
-            enough = self.frozen is None and self._available(model) >= self.size
-        except UnreadableBuffer as why:
-            _name_what_is_missing(model, why)
-            return
-        if enough:
+            return self.frozen is None and self._available(model) >= self.size
+
+        if _read(model, enough):
             self.frozen = self.live(model)
 
     def live(self, model: BaseAlgorithm) -> Probe | None:
@@ -101,14 +101,11 @@ class ProbeSource:
 
         None also where the buffer cannot be read, which a warning says once.
         """
-        try:
-            if _has(model, "replay_buffer"):
-                return self._from_replay(model)
-            if not self._window and _has(model, "rollout_buffer"):
-                self._remember(model)  # outside of a callback: the last rollout, if still there
-        except UnreadableBuffer as why:
-            _name_what_is_missing(model, why)
-            return None
+        if _buffer(model, "replay_buffer") is not None:
+            return _read(model, lambda: self._from_replay(model))
+        if not self._window and _buffer(model, "rollout_buffer") is not None:
+            # Outside of a callback: the last rollout, if it is still there.
+            _read(model, lambda: self._remember(model))
         if not self._window:
             return None
         arrays = {
@@ -141,15 +138,15 @@ class ProbeSource:
         self._window = list(state["window"])
 
     def _available(self, model: BaseAlgorithm) -> int:
-        if not _has(model, "replay_buffer"):
+        if _buffer(model, "replay_buffer") is None:
             return sum(_length(part) for part in self._window)
-        buffer: Any = vars(model)["replay_buffer"]
+        buffer = _buffer(model, "replay_buffer")
         stored = stored_observations(model, buffer)
         return filled_rows(buffer, len(stored)) * (stored.envs or 1)
 
     def _remember(self, model: BaseAlgorithm) -> None:
         """Keep observations of a whole rollout."""
-        buffer: Any = getattr(model, "rollout_buffer", None)
+        buffer = _buffer(model, "rollout_buffer")
         if buffer is None:
             raise UnreadableBuffer("it has neither `replay_buffer` nor `rollout_buffer`")
         if not getattr(buffer, "full", model.num_timesteps > 0):
@@ -164,7 +161,7 @@ class ProbeSource:
             del self._window[0]
 
     def _from_replay(self, model: BaseAlgorithm) -> Probe | None:
-        buffer: Any = vars(model)["replay_buffer"]
+        buffer = _buffer(model, "replay_buffer")
         stored = stored_observations(model, buffer)
         rows = np.arange(filled_rows(buffer, len(stored)))
         if getattr(buffer, "optimize_memory_usage", False) and buffer.full:
@@ -193,20 +190,31 @@ class ProbeSource:
         )
 
 
-def _has(model: BaseAlgorithm, buffer: str) -> bool:
-    return getattr(model, buffer, None) is not None
+def _buffer(model: BaseAlgorithm, name: str) -> Any:
+    return getattr(model, name, None)
 
 
-def _name_what_is_missing(model: BaseAlgorithm, why: UnreadableBuffer) -> None:
+def _read(model: BaseAlgorithm, read: Callable[[], _T]) -> _T | None:
+    """Return what reading a buffer gives; name what is missing, once, where it cannot be read."""
+    held = (_buffer(model, name) for name in ("replay_buffer", "rollout_buffer"))
+    buffer = next((buffer for buffer in held if buffer is not None), model)
+    try:
+        return read()
+    except UnreadableBuffer as error:
+        why = str(error)
+    except Exception as error:
+        if type(buffer).__module__.partition(".")[0] in _KNOWN:
+            raise
+        why = f"reading it fails ({type(error).__name__}: {error})"
     missing = [m.log_key for m in METRICS.values() if m.reads != "weights"]
-    buffer = next((vars(model)[n] for n in _BUFFERS if vars(model).get(n) is not None), model)
     warn_once(
         model,
         f"No observations to measure on: {type(buffer).__name__} is not built like SB3's buffers, "
-        f"{why}. {', '.join(missing)} and what an event does to the policy are left out; what reads "
-        "weights is measured, and interventions act. Give the buffer `observations` of shape "
+        f"{why}. {', '.join(missing)} and what an event does to the policy are left out; what "
+        "reads weights is measured, and interventions act. Give the buffer `observations` of shape "
         "(rows, n_envs, *observation) and `size()`.",
     )
+    return None
 
 
 def _tensors(arrays: Arrays, device: torch.device) -> Observations:

@@ -51,6 +51,8 @@ def _of_no_role(view: ModelView) -> Iterator[str]:
         for parameter in _trained(optimizer.param_groups):
             if id(parameter) in known or parameter.numel() <= 1:
                 continue  # a temperature or a multiplier is no network
+            if id(parameter) not in places and optimizer in view.optimizers:
+                continue  # replaced since, by a parametrization for example
             root, place = places.get(id(parameter), ("", f"parameters of {optimizer_name}"))
             (inside_policy if root == "policy" else outside)[place] = None
     roles = ", ".join(view.anatomy.parts)

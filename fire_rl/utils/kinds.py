@@ -62,6 +62,4 @@ def check_tensors(argument: str, value: object) -> None:
     if isinstance(value, Mapping) and all(isinstance(item, Tensor) for item in value.values()):
         return
     advice = "Pass a copy of a `state_dict()`."
-    raise TypeError(
-        f"`{argument}` must map names to tensors, got {describe(value)}. {advice}"
-    )
+    raise TypeError(f"`{argument}` must map names to tensors, got {describe(value)}. {advice}")

@@ -61,7 +61,7 @@ def unread_modules(named_modules: Iterable[tuple[str, nn.Module]]) -> tuple[Unre
             attribute: parameter
             for attribute, parameter in own_parameters(module).items()
             if parameter is not None
-            and id(parameter) not in read
+            and (id(parameter) not in read or isinstance(module, _EMBEDDINGS))  # maybe tied
             and attribute not in NAMED_BY_OPTION
             and not isinstance(parameter, UninitializedParameter)
         }
@@ -106,7 +106,9 @@ def _judge(
         return "noise", matrices, True
     if isinstance(module, _LAYERS):
         empty = bool(matrices) and not any(p.numel() for p in matrices.values())
-        large = {name: p for name, p in matrices.items() if empty or is_matrix(p)}
+        # `weight_orig`: what the old spectral norm and pruning compute the weight from.
+        own = {name: p for name, p in matrices.items() if not name.endswith("_orig")}
+        large = {name: p for name, p in own.items() if empty or is_matrix(p)}
         return "empty" if empty else kind, large, empty
     return kind, {name: p for name, p in own.items() if p.requires_grad}, False
 
