@@ -188,7 +188,8 @@ def _actor_critic_outputs(
     own = own_answers(policy, observations)
     if own is not None:
         distribution, values = own
-        return PolicyOutputs(distribution and distribution.mode(), values, distribution)
+        action = None if distribution is None else distribution.mode()
+        return PolicyOutputs(action, values, distribution)
     # As in ActorCriticPolicy.forward, but without drawing an action; a shared extractor runs once.
     features = policy.extract_features(observations)
     for_actor, for_critic = features if isinstance(features, tuple) else (features, features)

@@ -84,7 +84,7 @@ def anatomy_of(model: BaseAlgorithm) -> Anatomy:
 
 def check_model(model: object) -> None:
     """Raise TypeError unless something is a model of SB3; the message says what to pass."""
-    if is_agent(model):
+    if is_agent(model) or isinstance(model, BaseAlgorithm):
         return
     advice = "Pass the model itself, such as PPO('MlpPolicy', env)."
     if isinstance(model, type):
@@ -93,8 +93,6 @@ def check_model(model: object) -> None:
         advice = "Pass the model that it belongs to, or use `fire_(module)`, which needs none."
     elif isinstance(model, str | Path):
         advice = "Load the file first, with the `load` of its algorithm."
-    elif isinstance(model, BaseAlgorithm):
-        advice = "It has no policy yet: let `_setup_model()` build its networks."
     raise TypeError(
         f"`model` must be a model of stable_baselines3, got {describe(model)}. {advice}"
     )

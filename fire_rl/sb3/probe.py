@@ -8,9 +8,11 @@ a buffer keeps them: :mod:`fire_rl.sb3.stored`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -33,6 +35,8 @@ Observations = Tensor | dict[str, Tensor]
 MIN_PROBE_SIZE = 1024
 _KNOWN = ("stable_baselines3", "sb3_contrib", "fire_rl")  # whose buffers are no riddle
 _T = TypeVar("_T")
+_WITHOUT_BUFFER: WeakSet[BaseAlgorithm] = WeakSet()  # of which that has been said
+logger = logging.getLogger("fire_rl")
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +152,8 @@ class ProbeSource:
         """Keep observations of a whole rollout."""
         buffer = _buffer(model, "rollout_buffer")
         if buffer is None:
-            raise UnreadableBuffer("it has neither `replay_buffer` nor `rollout_buffer`")
+            _log_that_there_is_no_buffer(model)
+            return
         if not getattr(buffer, "full", model.num_timesteps > 0):
             return
         stored = stored_observations(model, buffer)
@@ -206,15 +211,29 @@ def _read(model: BaseAlgorithm, read: Callable[[], _T]) -> _T | None:
         if type(buffer).__module__.partition(".")[0] in _KNOWN:
             raise
         why = f"reading it fails ({type(error).__name__}: {error})"
-    missing = [m.log_key for m in METRICS.values() if m.reads != "weights"]
     warn_once(
         model,
         f"No observations to measure on: {type(buffer).__name__} is not built like SB3's buffers, "
-        f"{why}. {', '.join(missing)} and what an event does to the policy are left out; what "
-        "reads weights is measured, and interventions act. Give the buffer `observations` of shape "
+        f"{why}. {', '.join(_on_observations())} and what an event does to the policy are left "
+        "out; what reads weights is measured, and interventions act. Give the buffer `observations` of shape "
         "(rows, n_envs, *observation) and `size()`.",
     )
     return None
+
+
+def _log_that_there_is_no_buffer(model: BaseAlgorithm) -> None:
+    """Logged, not warned of: an algorithm that was registered may well have none."""
+    if model not in _WITHOUT_BUFFER:
+        _WITHOUT_BUFFER.add(model)
+        logger.warning(
+            "%s has neither `replay_buffer` nor `rollout_buffer`: %s are not measured.",
+            type(model).__name__,
+            ", ".join(_on_observations()),
+        )
+
+
+def _on_observations() -> list[str]:
+    return [metric.log_key for metric in METRICS.values() if metric.reads != "weights"]
 
 
 def _tensors(arrays: Arrays, device: torch.device) -> Observations:

@@ -137,4 +137,6 @@ def _first(owner: Any, *names: str) -> Any:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        return False
+    return bool(value >= 0)

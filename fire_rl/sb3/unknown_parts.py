@@ -42,10 +42,10 @@ def _of_no_role(view: ModelView) -> Iterator[str]:
     roots = held_modules(view.model)
     places: dict[int, tuple[str, str]] = {}  # of a parameter: what it is part of, its module
     for root, module in roots.items():
-        for name, parameter in module.named_parameters():
+        for name, held in module.named_parameters():
             owner = plain_name(name).rpartition(".")[0] or (name if root == "policy" else "")
             inside = owner if root == "policy" else f"{root}.{owner}".rstrip(".")
-            places.setdefault(id(parameter), (root, inside))
+            places.setdefault(id(held), (root, inside))
     inside_policy, outside = dict[str, None](), dict[str, None]()
     for optimizer_name, optimizer in find_optimizers(view.model).items():
         for parameter in _trained(optimizer.param_groups):

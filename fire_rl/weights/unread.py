@@ -77,12 +77,13 @@ def unread_warnings(named_modules: Iterable[tuple[str, nn.Module]]) -> tuple[str
 
     Kinds that are documented to be kept, such as embeddings, are in reports only.
     """
-    kinds: dict[str, list[UnreadModule]] = {}
+    kinds: dict[tuple[str, str], list[UnreadModule]] = {}
     for unread in unread_modules(named_modules):
         trained = any(p.requires_grad and is_matrix(p) for p in unread.parameters.values())
         if trained and not unread.expected:
-            kinds.setdefault(unread.reason, []).append(unread)
-    return tuple(_sentence(kind, modules) for kind, modules in kinds.items())
+            alone = unread.name if unread.recurrent else ""  # the option is for each
+            kinds.setdefault((unread.reason, alone), []).append(unread)
+    return tuple(_sentence(kind, modules) for (kind, _), modules in kinds.items())
 
 
 def is_matrix(parameter: nn.Parameter) -> bool:

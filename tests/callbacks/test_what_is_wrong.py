@@ -34,7 +34,7 @@ def test_nan_weights_are_called_nan_weights(value):
         model.learn(96, callback=[Poison(value), metrics])
     (said,) = [str(warning.message) for warning in caught]
     assert said.startswith(
-        "`q_net.q_net.2.weight` (critic) holds NaN or infinite values at step 64"
+        "`q_net.q_net.2.weight` (critic) holds NaN or infinite values at step 48"
     )
     with pytest.raises(ValueError, match=r"`q_net\.q_net\.2\.weight` \(critic\) holds NaN"):
         apply_intervention(model, "fire")
@@ -42,8 +42,8 @@ def test_nan_weights_are_called_nan_weights(value):
 
 def test_a_threshold_names_them_too():
     model = make_model("dqn")
-    fire = FireCallback(threshold={"metric": "weight_norm", "above": 1e9, "check_every": 16})
-    with pytest.warns(UserWarning, match=r"`q_net.q_net.2.weight` \(critic\) holds NaN .*not act"):
+    fire = FireCallback(threshold={"metric": "weight_norm", "above": 1e9, "every": 16})
+    with pytest.warns(UserWarning, match=r"`q_net\.q_net\.\d\.weight` \(critic\) holds NaN .*not"):
         model.learn(96, callback=[Poison(float("nan")), fire])
 
 

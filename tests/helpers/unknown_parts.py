@@ -1,6 +1,5 @@
 """Networks, policies and buffers of a kind that nothing in the library has heard of."""
 
-import numpy as np
 import torch
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -129,7 +128,8 @@ class CountedReplay(ReplayBuffer):
         self.size = self.buffer_size if self.full else self.pos
 
     def sample(self, batch_size, env=None):
-        return self._get_samples(np.random.randint(0, self.size, size=batch_size), env=env)
+        rows = torch.randint(self.size, (batch_size,)).numpy()
+        return self._get_samples(rows, env=env)
 
 
 class HiddenReplay(ReplayBuffer):

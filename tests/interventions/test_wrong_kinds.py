@@ -34,7 +34,10 @@ CALLS = {
     ),
     "isometry_scale": ("weight_shape", fire_rl.isometry_scale),
     "deviation_from_isometry": ("weight", fire_rl.deviation_from_isometry),
-    **{n: ("matrix", getattr(fire_rl, n)) for n in ("newton_schulz", "polar_factor", "stable_rank")},
+    **{
+        n: ("matrix", getattr(fire_rl, n))
+        for n in ("newton_schulz", "polar_factor", "stable_rank")
+    },
     **{
         n: ("features", getattr(fire_rl, n))
         for n in ("effective_rank", "srank", "approximate_rank", "feature_rank", "feature_norm")

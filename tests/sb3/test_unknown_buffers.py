@@ -131,11 +131,13 @@ def test_mappings_of_observations():
     assert filled_rows(model.replay_buffer, len(found)) == 0
 
 
-def test_an_algorithm_without_buffers_is_named():
+def test_an_algorithm_without_buffers_is_named(caplog):
     model = make_model("ppo")
     model.rollout_buffer = None
-    with pytest.warns(UserWarning, match="neither `replay_buffer` nor `rollout_buffer`"):
+    for _ in range(2):
         ProbeSource(10, 0).after_rollout(model)
+    (record,) = caplog.records
+    assert "PPO has neither `replay_buffer` nor `rollout_buffer`: dormant_" in record.getMessage()
 
 
 def test_a_failure_in_sb3s_own_buffers_is_not_hidden():

@@ -22,7 +22,8 @@ def holder(**shapes):
     [
         ({"weight_mu": (3, 5), "weight_sigma": (3, 5), "bias_mu": (3,), "bias_sigma": (3,)},
          ("weight_mu", "bias_mu")),
-        ({"mu_W": (3, 5), "sigma_W": (3, 5), "mu_bias": (3,), "sigma_bias": (3,)}, ("mu_W", "mu_bias")),
+        ({"mu_W": (3, 5), "sigma_W": (3, 5), "mu_bias": (3,), "sigma_bias": (3,)},
+         ("mu_W", "mu_bias")),
         ({"w_mu": (4, 4), "w_sigma": (4, 4)}, ("w_mu", None)),
         # Rows are inputs, or nobody says what they are.
         ({"weight_mu": (5, 3), "weight_sigma": (5, 3), "bias_mu": (3,), "bias_sigma": (3,)}, None),
