@@ -215,8 +215,8 @@ def _read(model: BaseAlgorithm, read: Callable[[], _T]) -> _T | None:
         model,
         f"No observations to measure on: {type(buffer).__name__} is not built like SB3's buffers, "
         f"{why}. {', '.join(_on_observations())} and what an event does to the policy are left "
-        "out; what reads weights is measured, and interventions act. Give the buffer `observations` of shape "
-        "(rows, n_envs, *observation) and `size()`.",
+        "out; what reads weights is measured, and interventions act. Give the buffer "
+        "`observations` of shape (rows, n_envs, *observation) and `size()`.",
     )
     return None
 
