@@ -38,7 +38,6 @@ from fire_rl.runs.layout import (
 )
 from fire_rl.sb3.internals import total_timesteps
 from fire_rl.sb3.loggers import cut_logs, log_sizes
-from fire_rl.sb3.networks import check_model
 
 logger = logging.getLogger("fire_rl")
 
@@ -102,7 +101,6 @@ def save(
         CheckpointError: If it cannot be written, or another process writes here; earlier
             checkpoints are as they were.
     """
-    check_model(model)
     started = time.perf_counter()
     folder = Path(folder)
     with locked(folder):
@@ -163,7 +161,6 @@ def restore(
     Raises:
         CheckpointError: If the checkpoint is damaged, or does not fit the model.
     """
-    check_model(model)
     found = checkpoint if isinstance(checkpoint, Checkpoint) else check(checkpoint)
     path, manifest = found.path, found.manifest
     try:

@@ -243,8 +243,8 @@ def check_chosen(name: str, chosen: Collection[WeightLayer], networks: Sequence[
     gates = " with its option `recurrent`," if any(found.recurrent for found in unread) else ""
     raise ValueError(
         f"`{name}` finds no linear, convolutional or attention layer in {roles}{held}. Build the "
-        f"network of such layers, select others in `networks`,{gates} or use `reset` or "
-        "`shrink_and_perturb`, which act on every parameter."
+        f"network of such layers, select others in `networks`,{gates} or use an intervention "
+        "that acts on every parameter (docs/algorithms.md)."
     )
 
 

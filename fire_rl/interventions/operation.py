@@ -81,7 +81,7 @@ class Operation:
         """Raise ValueError if nothing is going to change, though the intervention is meant to.
 
         Interventions that may change nothing say so with ``may_change_nothing``: controls, and
-        ReDo, which may find no dormant unit.
+        methods that may find nothing to do.
         """
         if any(self.plans.values()) or getattr(self.intervention, "may_change_nothing", False):
             return

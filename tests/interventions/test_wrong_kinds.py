@@ -26,8 +26,6 @@ CALLS = {
     "intervene_": ("module", lambda value: intervene_(value, "fire")),
     "apply_intervention": ("model", lambda value: apply_intervention(value, "fire")),
     "anatomy_of": ("model", anatomy_of),
-    "save": ("model", lambda value: fire_rl.save(value, "nowhere")),
-    "restore": ("model", lambda value: fire_rl.restore(value, "nowhere")),
     "squared_frobenius_error": ("new", lambda v: fire_rl.squared_frobenius_error(v, SQUARE)),
     "squared_frobenius_error, old": (
         "old", lambda v: fire_rl.squared_frobenius_error(SQUARE, v),
@@ -49,7 +47,7 @@ CALLS = {
 }  # fmt: skip
 RIGHT = {
     ("fire_", "policy"), ("intervene_", "policy"), ("apply_intervention", "model"),
-    ("anatomy_of", "model"), ("save", "model"), ("restore", "model"),
+    ("anatomy_of", "model"),
     *((n, "state dict") for n in ("dormant_ratio", "zero_activation_ratio", "saturation_ratio")),
 }  # fmt: skip
 
