@@ -137,9 +137,9 @@ def check_place(callback: BaseCallback) -> None:
 def _without_rollout_start(callback: BaseCallback) -> str:
     """Say why no rollout start came before a step: of the algorithm, or of what is around."""
     root = callback.locals.get("callback")
-    paths = callback_paths(root) if isinstance(root, BaseCallback) else ()
+    paths = callback_paths(root) if isinstance(root, BaseCallback) else [(callback,)]
     around = next((path[:-1] for path in paths if path[-1] is callback), None)
-    if around is None or not all(type(wrapper) is CallbackList for wrapper in around):
+    if around is None or not all(isinstance(wrapper, CallbackList) for wrapper in around):
         return misplaced(callback, "a callback that forwards no rollout hooks")
     name = type(callback.model).__name__
     return (

@@ -25,6 +25,7 @@ from fire_rl.sb3.stored import (
     Arrays,
     UnreadableBuffer,
     filled_rows,
+    rows_of_rollout,
     stored_actions,
     stored_observations,
 )
@@ -94,7 +95,7 @@ class ProbeSource:
 
         def enough() -> bool:
             if _buffer(model, "replay_buffer") is None:
-                self._remember(model)
+                self._remember(model, at_end=True)
             return self.frozen is None and self._available(model) >= self.size
 
         if _read(model, enough):
@@ -109,7 +110,7 @@ class ProbeSource:
             return _read(model, lambda: self._from_replay(model))
         if not self._window and _buffer(model, "rollout_buffer") is not None:
             # Outside of a callback: the last rollout, if it is still there.
-            _read(model, lambda: self._remember(model))
+            _read(model, lambda: self._remember(model, at_end=False))
         if not self._window:
             return None
         arrays = {
@@ -148,16 +149,18 @@ class ProbeSource:
         stored = stored_observations(model, buffer)
         return filled_rows(buffer, len(stored)) * (stored.envs or 1)
 
-    def _remember(self, model: BaseAlgorithm) -> None:
-        """Keep observations of a whole rollout."""
+    def _remember(self, model: BaseAlgorithm, at_end: bool) -> None:
+        """Keep observations of a whole rollout; ``at_end`` of one there must be some."""
         buffer = _buffer(model, "rollout_buffer")
         if buffer is None:
             _log_that_there_is_no_buffer(model)
             return
-        if not getattr(buffer, "full", model.num_timesteps > 0):
-            return
         stored = stored_observations(model, buffer)
-        rows = len(stored) * (stored.envs or 1)
+        rows = rows_of_rollout(buffer, len(stored)) * (stored.envs or 1)
+        if rows == 0:
+            if at_end:
+                raise UnreadableBuffer("it says that it is empty when a rollout has ended (`full`)")
+            return
         chosen = np.arange(rows)
         if rows > self.size:
             chosen = self._generator.choice(rows, self.size, replace=False)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import get_obs_shape
 from torch import Tensor
 
@@ -110,6 +111,17 @@ def filled_rows(buffer: Any, room: int) -> int:
     if not _is_count(rows):
         raise UnreadableBuffer("it does not say how much it holds (`size()`)")
     return min(int(rows), room)
+
+
+def rows_of_rollout(buffer: Any, room: int) -> int:
+    """Return how many rows of a rollout buffer are of a finished rollout, 0 if none is.
+
+    SB3's own say when they are full; others may only count how far they are.
+    """
+    if getattr(buffer, "full", False):
+        return room
+    place = getattr(buffer, "pos", None)
+    return 0 if isinstance(buffer, RolloutBuffer) or not _is_count(place) else min(place, room)
 
 
 def _layout(part: Any, shape: tuple[int, ...]) -> int | None:

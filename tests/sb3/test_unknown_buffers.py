@@ -131,6 +131,17 @@ def test_mappings_of_observations():
     assert filled_rows(model.replay_buffer, len(found)) == 0
 
 
+def test_a_rollout_buffer_that_never_calls_itself_full():
+    model = make_model("ppo")
+    model.rollout_buffer = Plain(observations=seen(8, 1), full=False, pos=6)
+    source = ProbeSource(1000, 0)
+    source.after_rollout(model)
+    assert len(source.live(model)) == 6
+    model.rollout_buffer = Plain(observations=seen(8, 1), full=False)
+    with pytest.warns(UserWarning, match=r"it says that it is empty when a rollout has ended"):
+        ProbeSource(1000, 0).after_rollout(model)
+
+
 def test_an_algorithm_without_buffers_is_named(caplog):
     model = make_model("ppo")
     model.rollout_buffer = None
