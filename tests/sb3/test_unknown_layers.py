@@ -169,7 +169,14 @@ def test_zero_width_layers_are_kept_with_a_reason():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own
-@pytest.mark.parametrize("part", ["mlp_extractor", "pi_features_extractor", "value_net"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "mlp_extractor",
+        pytest.param("pi_features_extractor", marks=pytest.mark.full),
+        pytest.param("value_net", marks=pytest.mark.full),
+    ],
+)
 def test_a_compiled_part_is_read_as_the_uncompiled(part):
     reports = []
     for compile_it in (False, True):
