@@ -127,7 +127,8 @@ class PlasticityMetricsCallback(RolloutCallback):
                 "is NaN. Training has diverged: go back to an earlier checkpoint.",
             )
             return
-        ranks = ("effective_rank", "srank")
+        features = [m for m in METRICS.values() if m.reads == "features"]
+        ranks = tuple(f"/{m.log_key}" for m in features if m.worse == "lower")
         others = [k for k, v in pooled.items() if math.isnan(v) and not k.endswith(ranks)]
         if others:
             self._warn(

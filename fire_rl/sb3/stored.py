@@ -120,8 +120,10 @@ def rows_of_rollout(buffer: Any, room: int) -> int:
     """
     if getattr(buffer, "full", False):
         return room
-    place = getattr(buffer, "pos", None)
-    return 0 if isinstance(buffer, RolloutBuffer) or not _is_count(place) else min(place, room)
+    place: Any = getattr(buffer, "pos", None)
+    if isinstance(buffer, RolloutBuffer) or not _is_count(place):
+        return 0
+    return min(int(place), room)
 
 
 def _layout(part: Any, shape: tuple[int, ...]) -> int | None:
