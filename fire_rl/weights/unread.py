@@ -21,8 +21,9 @@ from fire_rl.weights.layers import (
 from fire_rl.weights.noisy import noisy_means
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-# Modules of which everything but matrices is a bias, or what a parametrization makes of one.
-_LAYERS = (nn.Linear, *CONVOLUTIONS, nn.MultiheadAttention, ParametrizationList)
+# Modules with vectors that are biases, or what a parametrization makes of one.
+_WITH_VECTORS = (nn.MultiheadAttention, ParametrizationList)
+_LAYERS = (nn.Linear, *CONVOLUTIONS, *_WITH_VECTORS)
 # Parameters with an option of their own in interventions, wherever they are.
 NAMED_BY_OPTION = ("log_std",)
 
@@ -97,20 +98,22 @@ def _judge(
     """Return why a module's parameters are unread, which of them count, and if that is expected."""
     kind = type(module).__name__
     matrices = {name: parameter for name, parameter in own.items() if parameter.ndim > 1}
-    if is_norm_layer(module):
-        return kind, {}, True
+    if is_norm_layer(module):  # of its own, it may hold more than scales and shifts
+        more = {n: p for n, p in matrices.items() if is_matrix(p) and n not in ("weight", "bias")}
+        return kind, more, False
     if isinstance(module, _EMBEDDINGS):
         return "embedding", matrices, True
     if isinstance(module, OTHER_WEIGHTS):
         return kind, matrices, False
     if noisy_means(module) is not None and not isinstance(module, nn.Linear):
-        return "noise", matrices, True
+        return "noise", own, True
     if isinstance(module, _LAYERS):
-        empty = bool(matrices) and not any(p.numel() for p in matrices.values())
         # `weight_orig`: what the old spectral norm and pruning compute the weight from.
-        own = {name: p for name, p in matrices.items() if not name.endswith("_orig")}
-        large = {name: p for name, p in own.items() if empty or is_matrix(p)}
-        return "empty" if empty else kind, large, empty
+        own = {n: p for n, p in own.items() if "bias" not in n and not n.endswith("_orig")}
+        if isinstance(module, _WITH_VECTORS):
+            own = {n: p for n, p in own.items() if is_matrix(p)}
+        empty = not any(parameter.numel() for parameter in own.values())
+        return "empty" if empty else kind, own, empty
     return kind, {name: p for name, p in own.items() if p.requires_grad}, False
 
 

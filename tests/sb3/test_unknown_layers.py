@@ -38,8 +38,10 @@ def test_noisy_layers_are_projected_and_their_noise_is_kept():
         torch.testing.assert_close(after[name], expected, rtol=1e-4, atol=1e-5)
         assert torch.equal(after[name.replace("q_net", "q_net_target", 1)], after[name])
     assert report.networks["critic"].kept == {
-        "q_net.q_net.0.weight_sigma": "noise", "q_net.q_net.2.weight_sigma": "noise",
-    }  # fmt: skip
+        f"q_net.q_net.{place}.{noise}": "noise"
+        for place in (0, 2)
+        for noise in ("weight_sigma", "bias_sigma")
+    }
     assert report.optimizer_entries_forgotten == 2
     assert ModelView(model).heads == ("q_net.q_net.2",)
     metrics = PlasticityMetricsCallback(every=24, probe_size=40)

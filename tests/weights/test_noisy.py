@@ -57,7 +57,7 @@ def test_a_noisy_layer_is_a_linear_layer():
     assert not module.bias_mu.any()
     assert torch.equal(module.weight_sigma, noise)
     (unread,) = unread_modules([("noisy", module)])
-    assert (unread.reason, set(unread.parameters)) == ("noise", {"weight_sigma"})
+    assert (unread.reason, set(unread.parameters)) == ("noise", {"weight_sigma", "bias_sigma"})
 
 
 def test_what_is_no_weight_is_not_listed():
@@ -67,4 +67,4 @@ def test_what_is_no_weight_is_not_listed():
     lora.gain = nn.Parameter(torch.ones(4))
     named = [("norm", norm), ("linear", linear), ("lora", lora), ("act", nn.PReLU())]
     found = {unread.name: set(unread.parameters) for unread in unread_modules(named)}
-    assert found == {"lora": {"low_rank"}, "act": {"weight"}}
+    assert found == {"lora": {"low_rank", "gain"}, "act": {"weight"}}
