@@ -15,7 +15,7 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import NatureCNN
+from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
@@ -120,10 +120,21 @@ def _check_images(space: spaces.Space[Any], values: Mapping[str, Any]) -> None:
     """Refuse images that are too small for the convolutions of SB3's CnnPolicy."""
     extractor = default(values["policy"], "features_extractor_class")
     chosen = (values.get("policy_kwargs") or {}).get("features_extractor_class")
-    if chosen is not None or extractor is not NatureCNN or not is_image_space(space):
+    if chosen is not None or extractor not in (NatureCNN, CombinedExtractor):
+        return
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            size = (part.shape or ())[1:]
+            if is_image_space(part) and min(size) < NATURE_CNN_SIZE:
+                raise ValueError(
+                    f"MultiInputPolicy reads images with NatureCNN, which needs at least "
+                    f"{NATURE_CNN_SIZE}×{NATURE_CNN_SIZE}, got {size[0]}×{size[1]} in {key!r}. "
+                    "Enlarge them in the environment, or name an extractor of your own: "
+                    "--set agent.policy_kwargs.features_extractor_class=module.Class"
+                )
         return
     size = (space.shape or ())[1:]
-    if min(size) < NATURE_CNN_SIZE:
+    if is_image_space(space) and min(size) < NATURE_CNN_SIZE:
         raise ValueError(
             f"NatureCNN needs images of at least {NATURE_CNN_SIZE}×{NATURE_CNN_SIZE}, got "
             f"{size[0]}×{size[1]}. Name another network: "

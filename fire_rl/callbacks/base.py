@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback, EventCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EventCallback
 
 from fire_rl.callbacks.event_clock import EventClock
 from fire_rl.checkpoints.identity import options_of
@@ -68,10 +68,11 @@ class RolloutCallback(BaseCallback):
         """Do what is due after a step of all environments.
 
         Raises:
-            RuntimeError: If no rollout start preceded.
+            RuntimeError: If no rollout start preceded: a callback around it or the algorithm does
+                not forward them, and the message says which.
         """
         if not self._rollout_started:
-            raise RuntimeError(misplaced(self, "a callback that forwards no rollout hooks"))
+            raise RuntimeError(_without_rollout_start(self))
         return super().on_step()
 
     def _on_step(self) -> bool:
@@ -141,6 +142,23 @@ def check_place(callback: BaseCallback) -> None:
             for wrapper in path[:-1]:
                 if isinstance(wrapper, EventCallback):
                     raise RuntimeError(misplaced(callback, type(wrapper).__name__))
+
+
+def _without_rollout_start(callback: BaseCallback) -> str:
+    """Say why no rollout start came before a step: of the algorithm, or of what is around."""
+    root = callback.locals.get("callback")
+    paths = callback_paths(root) if isinstance(root, BaseCallback) else [(callback,)]
+    around = next((path[:-1] for path in paths if path[-1] is callback), None)
+    if around is None or not all(isinstance(wrapper, CallbackList) for wrapper in around):
+        return misplaced(callback, "a callback that forwards no rollout hooks")
+    name = type(callback.model).__name__
+    return (
+        f"{name} calls no `on_rollout_start` of its callbacks, the only moment at which weights "
+        f"may change: {type(callback).__name__} would do nothing. Call "
+        f"`callback.on_rollout_start()` at the beginning of {name}'s `collect_rollouts`, and "
+        "`callback.on_rollout_end()` at its end, as SB3's algorithms do; or call "
+        "`fire_rl.apply_intervention(model, ...)` yourself between two calls of `learn()`."
+    )
 
 
 def misplaced(callback: BaseCallback, wrapper: str) -> str:

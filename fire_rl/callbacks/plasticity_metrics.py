@@ -9,6 +9,7 @@ from typing import Any
 
 from fire_rl.callbacks.base import RolloutCallback, say
 from fire_rl.callbacks.event_clock import EventClock
+from fire_rl.interventions.operation import non_finite
 from fire_rl.metrics.registry import METRICS
 from fire_rl.sb3.loggers import custom_scalars_layout, log_scalars, summary_writer
 from fire_rl.sb3.measurement import Measurement, activation_metrics, observe, parameter_metrics
@@ -107,13 +108,7 @@ class PlasticityMetricsCallback(RolloutCallback):
         self._log(pooled, layers)
 
     def _log(self, pooled: dict[str, float], layers: dict[str, float]) -> None:
-        of_features = tuple(f"/{m.log_key}" for m in METRICS.values() if m.reads == "features")
-        if any(math.isnan(v) for key, v in pooled.items() if key.endswith(of_features)):
-            self._warn(
-                "rank",
-                "A rank needs at least as many observations as feature dimensions; with fewer "
-                "(early in training, or a small `probe_size`) it is NaN.",
-            )
+        self._warn_about_nan(pooled)
         self.history.append((self.num_timesteps, pooled))
         log_scalars(self.logger, pooled, self.num_timesteps)
         writer = summary_writer(self.logger)
@@ -122,6 +117,35 @@ class PlasticityMetricsCallback(RolloutCallback):
                 writer.add_scalar(key, value, self.num_timesteps)
         shown = [f"{k} {v:.3g}" for k, v in pooled.items() if k.startswith("plasticity/")]
         say(self, f"step {self.num_timesteps:,}: {', '.join(shown)}")
+
+    def _warn_about_nan(self, pooled: Mapping[str, float]) -> None:
+        """Say why numbers are missing: weights, too few observations, or the features."""
+        if not any(math.isnan(value) for value in pooled.values()):
+            return
+        found = [non_finite(group.online) for group in ModelView(self.model).groups]
+        diverged = [text for text in found if text is not None]
+        if diverged:
+            self._warn(
+                "weights",
+                f"{'; '.join(diverged)} at step {self.num_timesteps:,}: what is measured of them "
+                "is NaN. Training has diverged: go back to an earlier checkpoint.",
+            )
+            return
+        features = [m for m in METRICS.values() if m.reads == "features"]
+        ranks = tuple(f"/{m.log_key}" for m in features if m.worse == "lower")
+        others = [k for k, v in pooled.items() if math.isnan(v) and not k.endswith(ranks)]
+        if others:
+            self._warn(
+                "features",
+                f"All weights are finite, but {', '.join(others)} are NaN: the observations or "
+                "what the networks make of them are not finite.",
+            )
+        else:
+            self._warn(
+                "rank",
+                "A rank needs at least as many observations as feature dimensions; with fewer "
+                "(early in training, or a small `probe_size`) it is NaN.",
+            )
 
     def _warn_about_unhooked(self, unhooked: Sequence[str]) -> None:
         if unhooked:

@@ -10,6 +10,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from fire_rl.interventions.operation import non_finite
 from fire_rl.metrics.registry import METRICS
 from fire_rl.sb3.loggers import log_scalars
 from fire_rl.sb3.measurement import activation_metrics, observe, parameter_metrics
@@ -110,6 +111,16 @@ class ThresholdMonitor:
         if not self._warned:
             self._warned = True
             roles = " and ".join(group.role for group in groups)
+            found = [text for group in groups if (text := non_finite(group.online)) is not None]
+            if found:
+                warnings.warn(
+                    f"{'; '.join(found)}, so `{self.threshold.metric}` cannot be measured and this "
+                    "threshold does not act. Training has diverged: go back to an earlier "
+                    "checkpoint.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+                return
             warnings.warn(
                 f"`{self.threshold.metric}` cannot be measured on the {roles}, so this threshold "
                 "does not act: ranks need a probe of at least as many observations as feature "

@@ -27,6 +27,9 @@ from fire_rl.weights.layers import (
     weight_layers_of,
 )
 from fire_rl.weights.recurrent import recurrent_layers_of
+from fire_rl.weights.unread import unread_modules
+
+PLAIN = "network"  # the role of a module that is no agent's
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,7 @@ class Network:
         if heads is None:
             layers = weight_layers_of(modules.items())
             heads = {layers[-1].name} if layers else ()
-        return cls("network", modules, tensors, heads)
+        return cls(PLAIN, modules, tensors, heads)
 
     @cached_property
     def layers(self) -> tuple[WeightLayer, ...]:
@@ -216,6 +219,33 @@ def select_layers(
         wanted = not include or any(fnmatchcase(layer.name, pattern) for pattern in include)
         if wanted and not any(fnmatchcase(layer.name, pattern) for pattern in exclude):
             yield layer
+
+
+def check_chosen(name: str, chosen: Collection[WeightLayer], networks: Sequence[Network]) -> None:
+    """Raise ValueError if an intervention on layers has none to act on.
+
+    Of a plain module its options may keep all: the caller sees at once that nothing is changed.
+    """
+    if chosen:
+        return
+    roles = ", ".join(network.role for network in networks)
+    layers = [layer.name for network in networks for layer in network.layers]
+    if layers and PLAIN in (network.role for network in networks):
+        return
+    if layers:
+        raise ValueError(
+            f"`{name}` would change no layer of {roles}: its options keep {', '.join(layers)}. "
+            "Change them, or use the intervention `none`."
+        )
+    unread = [found for n in networks for found in unread_modules(n.modules.items())]
+    listed = ", ".join(f"`{found.name}` ({found.reason})".replace("`` ", "") for found in unread)
+    held = f"; it has {listed}" if unread else ""
+    gates = " with its option `recurrent`," if any(found.recurrent for found in unread) else ""
+    raise ValueError(
+        f"`{name}` finds no linear, convolutional or attention layer in {roles}{held}. Build the "
+        f"network of such layers, select others in `networks`,{gates} or use an intervention "
+        "that acts on every parameter (docs/algorithms.md)."
+    )
 
 
 def check_patterns(argument: str, patterns: Sequence[str], layers: Iterable[WeightLayer]) -> None:

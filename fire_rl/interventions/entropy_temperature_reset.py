@@ -34,6 +34,7 @@ class EntropyTemperatureReset(Options):
 
     name: ClassVar[str] = "entropy_temperature_reset"
     only_agents: ClassVar[bool] = True
+    may_change_nothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

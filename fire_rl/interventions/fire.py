@@ -19,6 +19,7 @@ from fire_rl.interventions.base import (
     Context,
     Network,
     Update,
+    check_chosen,
     check_patterns,
     select_layers,
     weight_updates,
@@ -205,6 +206,8 @@ class FIRE(RulesByKind):
                 f"{', '.join(QUERY_KEY_NAMES)}. Name yours in `include` instead, and in `split` if "
                 "they are fused."
             )
+        if self.norm_layers == "keep" and self.log_std == "keep":
+            check_chosen(self.name, chosen, networks)
         for layer in chosen:
             if not layer.frozen:
                 check_assignable(layer)

@@ -22,6 +22,7 @@ class NoIntervention:
 
     networks: tuple[str, ...] | None = None
     name: ClassVar[str] = "none"
+    may_change_nothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.networks is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -21,10 +22,13 @@ from fire_rl.interventions.operation import Operation, check_finite
 from fire_rl.interventions.registry import make_intervention
 from fire_rl.interventions.report import Changes, LayerChange
 from fire_rl.utils import torch_internals
+from fire_rl.utils.kinds import check_module, check_tensors, describe
 from fire_rl.utils.rng import isolated_rng
+from fire_rl.utils.torch_internals import own_parameters
 from fire_rl.utils.undo import all_or_nothing
 from fire_rl.utils.validation import as_names, check_names, check_options
 from fire_rl.weights.layers import old_weight_norm, plain_name
+from fire_rl.weights.unread import unread_warnings
 
 # Of interventions: what a plain module does not have.
 _OF_AGENTS = ("networks", "target", "entropy_temperature", "vecnormalize", "replay_buffer")
@@ -63,14 +67,16 @@ def fire_(
         One :class:`~fire_rl.LayerChange` per weight layer, in order.
 
     Raises:
-        ValueError: If an option is unknown or concerns agents only, a name matches no layer, or a
-            weight is not finite or cannot be set; then nothing is changed.
+        ValueError: If an option is unknown or concerns agents only, a name matches no layer, there
+            is no layer, or a weight is not finite or cannot be set; then nothing is changed.
+        TypeError: If ``module`` is no module, or ``optimizer`` no optimizer.
 
     Example:
         >>> changes = fire_(nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2)))
         >>> [change.name for change in changes]
         ['0', '2']
     """
+    check_module("module", module)
     check_options(FIRE.name, FIRE, options)
     chosen = {} if preset is None else {"preset": preset}
     fire = make_intervention({"name": FIRE.name, **chosen, **options})
@@ -111,6 +117,7 @@ def intervene_(
         ValueError: If an option concerns agents only, a name matches no layer, a weight is not
             finite or cannot be set, or new weights are asked for and not given; then
             nothing is changed.
+        TypeError: If ``module`` is no module, or ``optimizer`` no optimizer.
 
     Example:
         >>> module = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
@@ -118,6 +125,8 @@ def intervene_(
         >>> [change.action for change in changes.layers]
         ['keep', 'reset']
     """
+    check_module("module", module)
+    _check_optimizer(optimizer)
     intervention = make_intervention(intervention)
     _check_plain(intervention)
     network = Network.from_module(module, None if heads is None else as_names("heads", heads))
@@ -132,11 +141,30 @@ def intervene_(
     )
     operation = Operation.plan(intervention, {network.role: network}, {}, context, seed)
     changes = operation.describe()[network.role]
+    _warn_of_kept(network, changes)
     optimizers = [] if optimizer is None else [optimizer]
     with all_or_nothing(network.tensors.values(), optimizers):
         operation.write()
         operation.forget(optimizers)
     return changes
+
+
+def _check_optimizer(optimizer: object) -> None:
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"`optimizer` must be a torch.optim.Optimizer or None, got {describe(optimizer)}."
+        )
+
+
+def _warn_of_kept(network: Network, changes: Changes) -> None:
+    """Warn of weight matrices that no layer reads and that stay as they are."""
+    untouched = [
+        (name, module)
+        for name, module in network.modules.items()
+        if any(f"{name}.{own}".lstrip(".") in changes.kept for own in own_parameters(module))
+    ]
+    for message in unread_warnings(untouched):
+        warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def _check_plain(intervention: Intervention) -> None:
@@ -161,7 +189,18 @@ def _remembered(initial: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
             "`source='initial'` needs the weights that the module began with: copy its "
             "`state_dict()` at the start and pass it as `initial=`."
         )
-    return {plain_name(name): tensor for name, tensor in initial.items()}
+    check_tensors("initial", initial)
+    return _Remembered((plain_name(name), tensor) for name, tensor in initial.items())
+
+
+class _Remembered(dict[str, Tensor]):
+    """The tensors of the beginning by name."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ValueError(
+            f"`initial` has no `{name}`; it has {', '.join(self) or 'nothing'}. Pass a copy of the "
+            "same module's `state_dict()`."
+        )
 
 
 class _Drawn(dict[str, Tensor]):
@@ -179,7 +218,7 @@ def _fresh_tensors(
 ) -> Mapping[str, Tensor]:
     with isolated_rng(seed):
         if make is not None:
-            return _Drawn(named_tensors(make()))
+            return _Drawn(named_tensors(_made(make)))
         hooked = [name for name, child in module.named_modules() if old_weight_norm(child)]
         if hooked:
             raise ValueError(
@@ -190,6 +229,21 @@ def _fresh_tensors(
         kept = {id(p) for child in drawn.modules() if not _draw(child) for p in _own(child)}
         redrawn = named_tensors(drawn).items()
     return _Drawn((name, tensor) for name, tensor in redrawn if id(tensor) not in kept)
+
+
+def _made(make: Callable[[], nn.Module]) -> nn.Module:
+    """Return the module that ``fresh`` makes."""
+    advice = "It must be a function without arguments that makes a new module."
+    if not callable(make) or isinstance(make, nn.Module):
+        raise TypeError(f"`fresh` is {describe(make)}. {advice}")
+    try:
+        made = make()
+    except TypeError as error:
+        raise TypeError(
+            f"`fresh` ({describe(make)}) cannot be called: {error}. {advice}"
+        ) from error
+    check_module("fresh()", made)
+    return made
 
 
 def _own(module: nn.Module) -> list[nn.Parameter]:

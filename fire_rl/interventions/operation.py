@@ -78,6 +78,23 @@ class Operation:
             target_plans = {role: intervention.plan(n, context) for role, n in alike.items()}
         return cls(intervention, networks, targets, plans, target_plans)
 
+    def check_changes(self) -> None:
+        """Raise ValueError if nothing is going to change, though the intervention is meant to.
+
+        Interventions that may change nothing say so with ``may_change_nothing``: controls, and
+        methods that may find nothing to do.
+        """
+        if any(self.plans.values()) or getattr(self.intervention, "may_change_nothing", False):
+            return
+        kept = {name: why for c in self.describe().values() for name, why in c.kept.items()}
+        listed = ", ".join(f"`{name}` ({why})" for name, why in list(kept.items())[:5])
+        layers = [layer.name for network in self.networks.values() for layer in network.layers]
+        raise ValueError(
+            f"`{self.intervention.name}` would change no weight of {', '.join(self.networks)}: "
+            + (f"it keeps {listed}. " if kept else f"it leaves {', '.join(layers)} alone. ")
+            + "Unfreeze or select what it is to change, or use the intervention `none`."
+        )
+
     def describe(self) -> dict[str, Changes]:
         """Compare the networks with their plans, before these are written."""
         return {
@@ -121,12 +138,18 @@ class Operation:
 
 def check_finite(network: Network) -> None:
     """Raise ValueError if a tensor of the network holds NaN or infinity, naming it."""
-    name = _first_non_finite(network.tensors.items())
-    if name is not None:
+    found = non_finite(network)
+    if found is not None:
         raise ValueError(
-            f"`{name}` ({network.role}) holds NaN or infinite values before the intervention; "
-            "nothing was changed. Training has diverged: go back to an earlier checkpoint."
+            f"{found} before the intervention; nothing was changed. Training has diverged: go back "
+            "to an earlier checkpoint."
         )
+
+
+def non_finite(network: Network) -> str | None:
+    """Say which tensor of a network is the first to hold NaN or infinity; None if none does."""
+    name = _first_non_finite(network.tensors.items())
+    return None if name is None else f"`{name}` ({network.role}) holds NaN or infinite values"
 
 
 def restored(networks: Iterable[Network]) -> AbstractContextManager[None]:

@@ -31,6 +31,7 @@ class OptimizerReset(Options):
     optimizer_state: Literal["changed", "all", "keep"] = "all"
 
     name: ClassVar[str] = "optimizer_reset"
+    may_change_nothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,6 +25,8 @@ class Options:
 
     Attributes:
         only_agents: Whether it needs an agent, so that it is not for plain modules.
+        may_change_nothing: Whether an event that changes no weight is no error: that of a control,
+            or of a method that may find nothing to do.
         refuses_head_refit: If fitting the heads would undo the intervention, the reason, for the
             error ``"... would undo it, whose <reason>"``; else None.
     """
@@ -37,6 +39,7 @@ class Options:
     replay_buffer: Literal["keep", "clear"] = "keep"
 
     only_agents: ClassVar[bool] = False
+    may_change_nothing: ClassVar[bool] = False
     refuses_head_refit: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:

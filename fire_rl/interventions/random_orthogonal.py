@@ -8,7 +8,14 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fire_rl.interventions.base import Context, Network, Update, weight_updates
+from fire_rl.interventions.base import (
+    Context,
+    Network,
+    Update,
+    check_chosen,
+    select_layers,
+    weight_updates,
+)
 from fire_rl.interventions.options import RulesByKind
 from fire_rl.utils.validation import as_number, check_choice, check_positive
 from fire_rl.weights.layers import WeightLayer, check_assignable
@@ -64,10 +71,13 @@ class RandomOrthogonal(RulesByKind):
     def check(self, networks: Sequence[Network]) -> None:
         """Raise ValueError if a name pattern matches no layer, or a layer cannot be written."""
         super().check(networks)
-        for network in networks:
-            for layer in self.selected(network):
-                if self.rule(layer) != "keep":
-                    check_assignable(layer)
+        candidates = [layer for network in networks for layer in self.candidates(network)]
+        named = select_layers(candidates, self.include, self.exclude)
+        chosen = [layer for layer in named if self.rule(layer) != "keep"]
+        check_chosen(self.name, chosen, networks)
+        for layer in chosen:
+            if not layer.frozen:
+                check_assignable(layer)
 
     @torch.no_grad()
     def plan(self, network: Network, context: Context) -> dict[str, Update]:

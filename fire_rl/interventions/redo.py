@@ -14,7 +14,6 @@ from fire_rl.interventions.base import Context, Network, Update, select_layers
 from fire_rl.interventions.options import LayerOptions
 from fire_rl.metrics.features import dormant_mask
 from fire_rl.metrics.unit_readers import incoming_entries, outgoing_entries
-from fire_rl.utils.torch_internals import own_parameters
 from fire_rl.utils.validation import check_non_negative
 from fire_rl.weights.layers import WeightLayer, check_writable
 
@@ -70,6 +69,7 @@ class ReDo(LayerOptions):
 
     name: ClassVar[str] = "redo"
     only_agents: ClassVar[bool] = True
+    may_change_nothing: ClassVar[bool] = True
     refuses_head_refit: ClassVar[str | None] = "recycled units have outgoing weights of 0"
     # In environment steps; see `paper`.
     schedules: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"every": 1_000}}
@@ -184,4 +184,4 @@ def _recycle(
 
 def _may_change(layer: WeightLayer) -> bool:
     """Tell whether the weight is trained, and no parametrization computes it."""
-    return not layer.frozen and "weight" in own_parameters(layer.module)
+    return not layer.frozen and "weight" in layer.parts

@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fire_rl.interventions.base import Network, Update
 from fire_rl.metrics.registry import METRICS
-from fire_rl.weights.layers import OTHER_WEIGHTS, WeightLayer
+from fire_rl.weights.layers import WeightLayer
 from fire_rl.weights.orthogonal import (
     deviation_from_isometry,
     singular_values,
     squared_frobenius_error,
 )
+from fire_rl.weights.unread import unread_modules
 
 # SB3's stdout table raises where two keys share their first 36 characters.
 _SHORT = {"action_difference": "action_diff"}
@@ -75,7 +76,8 @@ class Changes:
         layers: How its weight layers have changed, in order.
         others: Names of other tensors that changed, and what was done.
         kept: Names of weights that were left alone for what they are: ``"frozen"``,
-            ``"embedding"``, or the class of a module in another layout, such as ``"LSTM"``.
+            ``"embedding"``, ``"noise"`` (the scales of a noisy layer), ``"empty"`` (no entries), or
+            the class of a module in another layout, such as ``"LSTM"``.
     """
 
     layers: tuple[LayerChange, ...]
@@ -158,11 +160,9 @@ def _kept(network: Network, updates: Mapping[str, Update]) -> dict[str, str]:
     """Return the weights that no update is about, and what keeps them."""
     kept: dict[str, str] = {}
     names = {id(tensor): name for name, tensor in network.tensors.items()}
-    for module in network.modules.values():
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag, *OTHER_WEIGHTS)):
-            reason = "embedding" if hasattr(module, "num_embeddings") else type(module).__name__
-            own = (names.get(id(p)) for p in module.parameters(recurse=False) if p.ndim > 1)
-            kept |= {name: reason for name in own if name}
+    for unread in unread_modules(network.modules.items()):
+        own = (names.get(id(parameter)) for parameter in unread.parameters.values())
+        kept |= {name: unread.reason for name in own if name}
     layers = (*network.layers, *network.recurrent_layers)
     frozen = [n for layer in layers if layer.frozen for n in layer.weight_names]
     kept |= dict.fromkeys(frozen, "frozen")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from fire_rl.interventions.base import Context, Network, Update
+from fire_rl.interventions.base import Context, Network, Update, check_chosen
 from fire_rl.interventions.options import Options
 from fire_rl.utils.validation import check_choice
 from fire_rl.weights.layers import WeightLayer, check_assignable
@@ -87,8 +87,11 @@ class Reset(Options):
                         f"`layers` is {self.layers!r}, but the {network.role} has only "
                         f"{len(chain)} layers of its own: use 'last:{len(chain)}' or 'all'."
                     )
-            for layer in self._layers(network):
-                check_assignable(layer)
+        chosen = [layer for network in networks for layer in self._layers(network)]
+        if self.layers != "all":
+            check_chosen(self.name, chosen, networks)
+        for layer in chosen:
+            check_assignable(layer)
 
     @torch.no_grad()
     def plan(self, network: Network, context: Context) -> dict[str, Update]:

@@ -61,6 +61,8 @@ class ShrinkAndPerturb(LayerOptions):
             if getattr(self, kind) is not None:
                 self._set(**{kind: check_share(kind, getattr(self, kind))})
         check_choice("others", self.others, ("mix", "keep"))
+        kinds = [k for k in (self.hidden, self.conv, self.head) if k is not None]
+        self._set(may_change_nothing=all(share == 1 for share in (self.keep, *kinds)))
 
     @classmethod
     def sr_dqn(cls, **options: Any) -> ShrinkAndPerturb:

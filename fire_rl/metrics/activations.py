@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fire_rl.utils.torch_internals import AVERAGE_POOLING, DROPOUT, MAX_POOLING
+from fire_rl.utils.torch_internals import AVERAGE_POOLING, DROPOUT, MAX_POOLING, own_buffers
 from fire_rl.weights.layers import is_norm_layer
 
 # Every elementwise nonlinearity of torch: the classes of torch.nn.modules.activation ...
@@ -150,10 +150,13 @@ def _joined(calls: list[Tensor]) -> Tensor:
 def hooked(roots: list[nn.Module], hook: Callable[..., object]) -> Iterator[None]:
     """Put a forward hook on every module, in evaluation mode, and take all that back at the end.
 
+    Buffers that the pass changes (running statistics of one's own, noise) are put back too.
     Compiled modules run as they are written: compiled code does not see new hooks.
     """
     modules = list({id(module): module for root in roots for module in root.modules()}.values())
     flags = [module.training for module in modules]
+    buffers = [(own_buffers(module), dict(own_buffers(module))) for module in modules]
+    values = {id(b): (b, b.clone()) for _, held in buffers for b in held.values() if b is not None}
     handles = []
     try:
         for module in modules:
@@ -168,3 +171,8 @@ def hooked(roots: list[nn.Module], hook: Callable[..., object]) -> Iterator[None
             handle.remove()
         for module, flag in zip(modules, flags, strict=True):
             module.training = flag
+        for table, held in buffers:
+            table.update(held)
+        with torch.no_grad():
+            for buffer, value in values.values():
+                buffer.copy_(value)

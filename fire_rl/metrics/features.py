@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fire_rl.utils.kinds import check_tensor
 from fire_rl.utils.validation import check_positive
 
 Activations = Tensor | Mapping[str, Tensor]
@@ -108,7 +109,7 @@ def dormant_mask(activation: Tensor, tau: float = 0.025) -> Tensor:
         Boolean tensor of shape ``(D,)`` or ``(C,)``.
     """
     _check_tau(tau)
-    return _scores(activation) <= tau
+    return _scores(check_tensor("activation", activation)) <= tau
 
 
 def zero_activation_ratio(activations: Activations) -> float:
@@ -259,7 +260,7 @@ def _layers(activations: Activations) -> list[Tensor]:
     layers = list(activations.values()) if isinstance(activations, Mapping) else [activations]
     if not layers:
         raise ValueError("`activations` must hold at least one layer, got an empty mapping.")
-    return layers
+    return [check_tensor("activations", layer) for layer in layers]
 
 
 def _share(scores: Tensor, most: float) -> Tensor:
@@ -302,6 +303,7 @@ def _count_until(shares: Tensor, total: float) -> float:
 
 
 def _matrix(argument: str, matrix: Tensor) -> Tensor:
+    check_tensor(argument, matrix)
     if matrix.ndim != 2 or matrix.numel() == 0:
         raise ValueError(f"`{argument}` must have shape (N, D), got {tuple(matrix.shape)}.")
     return matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32))

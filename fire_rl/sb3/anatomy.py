@@ -20,6 +20,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, Con
 from torch import Tensor, nn
 
 from fire_rl.sb3.internals import action_distribution
+from fire_rl.sb3.own_paths import own_answers, own_distribution
 from fire_rl.utils.validation import check_names
 
 
@@ -155,11 +156,15 @@ def _dqn_outputs(policy: Any, observations: Any, actions: Tensor | None) -> Poli
 
 def _critic_values(critic: ContinuousCritic, observations: Any, actions: Tensor | None) -> Tensor:
     assert actions is not None
-    return torch.cat(critic(observations, actions), dim=1)
+    values = critic(observations, actions)  # of one's own, it may be a tensor
+    return values if isinstance(values, Tensor) else torch.cat(tuple(values), dim=1)
 
 
 def squashed_gaussian(actor: Any, observations: Any) -> tuple[Tensor, Distribution]:
     """Return the deterministic action and the distribution of SAC's actor or of one like it."""
+    own = own_distribution(actor, observations)
+    if own is not None:
+        return own.mode(), own
     mean, log_std, options = actor.get_action_dist_params(observations)
     # A copy: SB3 keeps one distribution object and overwrites it.
     distribution = copy.copy(actor.action_dist.proba_distribution(mean, log_std, **options))
@@ -180,6 +185,11 @@ def _td3_outputs(policy: Any, observations: Any, actions: Tensor | None) -> Poli
 def _actor_critic_outputs(
     policy: ActorCriticPolicy, observations: Any, actions: Tensor | None
 ) -> PolicyOutputs:
+    own = own_answers(policy, observations)
+    if own is not None:
+        distribution, values = own
+        action = None if distribution is None else distribution.mode()
+        return PolicyOutputs(action, values, distribution)
     # As in ActorCriticPolicy.forward, but without drawing an action; a shared extractor runs once.
     features = policy.extract_features(observations)
     for_actor, for_critic = features if isinstance(features, tuple) else (features, features)

@@ -208,6 +208,14 @@ class _Stacks:
     def __init__(self, buffer: FrameReplayBuffer, ahead: int) -> None:
         self.buffer, self.ahead = buffer, ahead
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows that there is room for, environments, and the shape of an observation."""
+        return (self.buffer.buffer_size, self.buffer.n_envs, *self.buffer.obs_shape)
+
+    def __len__(self) -> int:
+        return self.buffer.buffer_size
+
     def __getitem__(self, key: tuple[Any, ...]) -> Array:
         positions, envs = np.broadcast_arrays(*key[:2])
         return self.buffer.stacks(positions, envs, self.ahead)

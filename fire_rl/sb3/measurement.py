@@ -19,6 +19,7 @@ from fire_rl.sb3.anatomy import PolicyOutputs
 from fire_rl.sb3.model_view import ModelView
 from fire_rl.sb3.networks import NetworkGroup
 from fire_rl.sb3.probe import MIN_PROBE_SIZE, Probe
+from fire_rl.utils.rng import isolated_rng
 
 Metrics = dict[str, float]
 Parts = Sequence[Tensor]  # of one layer, from a pass in several parts
@@ -61,7 +62,8 @@ def observe(view: ModelView, probe: Probe) -> Observed:
         for part in probe.split(_ELEMENTS_AT_ONCE):
             outputs.append(view.forward(part))
 
-    activations = capture_activations(layers, [view.model.policy], forward, view.heads, _kept)
+    with isolated_rng(0):  # networks may draw noise, also in evaluation mode
+        activations = capture_activations(layers, [view.model.policy], forward, view.heads, _kept)
     return Observed(tuple(outputs), activations)
 
 
@@ -72,7 +74,8 @@ def observe_connections(view: ModelView, probe: Probe) -> dict[str, tuple[Connec
     used.
     """
     part = probe.split(1)[0]
-    return trace_connections(view.layers, [view.model.policy], lambda: view.forward(part))
+    with isolated_rng(0):
+        return trace_connections(view.layers, [view.model.policy], lambda: view.forward(part))
 
 
 def activation_metrics(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fire_rl.interventions.base import named_tensors
 from fire_rl.sb3.anatomy import Anatomy, PolicyOutputs
 from fire_rl.sb3.networks import NetworkGroup, anatomy_of, network_groups
+from fire_rl.sb3.optimizers import find_optimizers
 from fire_rl.sb3.probe import Probe
 from fire_rl.utils.rng import isolated_rng
 from fire_rl.utils.validation import nearest
@@ -71,6 +72,12 @@ class ModelView:
         """The optimizers of the networks, each once."""
         found = {id(group.optimizer): group.optimizer for group in self.groups}
         return tuple(optimizer for optimizer in found.values() if optimizer is not None)
+
+    @cached_property
+    def all_optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
+        """Every optimizer of the model and its policy, each once; those of the roles first."""
+        found = (*self.optimizers, *find_optimizers(self.model).values())
+        return tuple({id(optimizer): optimizer for optimizer in found}.values())
 
     def select(self, networks: Sequence[str] | None) -> tuple[NetworkGroup, ...]:
         """Return the groups of the named roles; ``shared`` also when all its users are named.

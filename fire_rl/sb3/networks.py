@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from fire_rl.interventions.base import Network
 from fire_rl.sb3.anatomy import Anatomy, known_anatomy
 from fire_rl.sb3.contrib_anatomies import contrib_anatomy, known_algorithms, why_refused
+from fire_rl.utils.kinds import describe, is_agent
 from fire_rl.utils.paths import attribute_at
 from fire_rl.utils.torch_internals import uncompiled
-from fire_rl.weights.layers import plain_name, weight_layers
+from fire_rl.weights.layers import plain_name, weight_layers_of
 
 SHARED = "shared"
 HOW_TO_REGISTER = (
@@ -54,8 +56,10 @@ def anatomy_of(model: BaseAlgorithm) -> Anatomy:
     If the class itself is unknown, that of its nearest known base class.
 
     Raises:
+        TypeError: If ``model`` is no model of SB3.
         ValueError: If the algorithm is unknown, or its policy lacks what the anatomy names.
     """
+    check_model(model)
     name = type(model).__name__
     policy = uncompiled(getattr(model, "policy", None))
     for kind in (*type(policy).__mro__, *type(model).__mro__):
@@ -75,6 +79,22 @@ def anatomy_of(model: BaseAlgorithm) -> Anatomy:
     raise ValueError(
         f"`model` is a {name}, whose networks are not known; known are "
         f"{', '.join(known_algorithms())} and their subclasses. {HOW_TO_REGISTER}"
+    )
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError unless something is a model of SB3; the message says what to pass."""
+    if is_agent(model) or isinstance(model, BaseAlgorithm):
+        return
+    advice = "Pass the model itself, such as PPO('MlpPolicy', env)."
+    if isinstance(model, type):
+        advice = "Make a model of it first."
+    elif isinstance(model, nn.Module):
+        advice = "Pass the model that it belongs to, or use `fire_(module)`, which needs none."
+    elif isinstance(model, str | Path):
+        advice = "Load the file first, with the `load` of its algorithm."
+    raise TypeError(
+        f"`model` must be a model of stable_baselines3, got {describe(model)}. {advice}"
     )
 
 
@@ -193,7 +213,8 @@ def _head_names(
         if found is None:
             continue
         for module in found if path.endswith(".*") else [found]:
-            layers = weight_layers(module) if isinstance(module, nn.Module) else ()
+            named = module.named_modules() if isinstance(module, nn.Module) else ()
+            layers = weight_layers_of(named)
             if layers:
                 heads.append(names[id(layers[-1].module)])
     return tuple(heads)

@@ -32,11 +32,12 @@ from fire_rl.sb3.measurement import (
     probe_size,
 )
 from fire_rl.sb3.model_view import ModelView
-from fire_rl.sb3.networks import NetworkGroup
+from fire_rl.sb3.networks import NetworkGroup, check_model
 from fire_rl.sb3.probe import Probe, ProbeSource
 from fire_rl.sb3.side_effects import apply_side_effects, forget_temperature, put_back_unless_done
 from fire_rl.sb3.snapshot import save_snapshot
 from fire_rl.sb3.unknown_parts import warn_of_unknown_parts
+from fire_rl.utils.kinds import check_tensors, describe
 
 
 def apply_intervention(
@@ -81,10 +82,12 @@ def apply_intervention(
         The report.
 
     Raises:
-        ValueError: If the algorithm, a role or a layer name is unknown, or a weight is not finite,
-            before or after; then nothing was changed.
+        ValueError: If the algorithm, a role or a layer name is unknown, a weight is not finite,
+            before or after, or nothing would change; then nothing was changed.
+        TypeError: If an argument is something else, such as the policy in place of the model.
     """
     started = time.perf_counter()
+    _check_kinds(model, initial, probe)
     intervention, refit = make_intervention(intervention), as_head_refit(head_refit)
     view = ModelView(model)
     groups = groups_to_change(view, intervention)
@@ -100,6 +103,7 @@ def apply_intervention(
     observed = observe(view, probe) if probe is not None else None
     context = make_context(view, networks, initial, observed, probe, live, seed)
     operation = Operation.plan(intervention, networks, targets, context, seed)
+    operation.check_changes()
     if refit is not None:
         operation = with_head_refit(view, operation, refit, probe, observed)
     changes = operation.describe()
@@ -110,7 +114,7 @@ def apply_intervention(
         operation.write()
         after = observe(view, probe) if probe is not None else None
         if not dry_run:
-            forgotten = operation.forget(view.optimizers) + forget_temperature(view, operation)
+            forgotten = operation.forget(view.all_optimizers) + forget_temperature(view, operation)
             around = apply_side_effects(view, operation, seed)
         report = InterventionReport(
             intervention=intervention.name,
@@ -129,6 +133,17 @@ def apply_intervention(
         if on_report is not None:
             on_report(report)
     return report
+
+
+def _check_kinds(model: object, initial: object, probe: object) -> None:
+    check_model(model)
+    if initial is not None:
+        check_tensors("initial", initial)
+    if probe is not None and not isinstance(probe, Probe):
+        raise TypeError(
+            f"`probe` must be a Probe of network inputs or None, got {describe(probe)}. Leave it "
+            "out: observations are drawn from the model's buffer."
+        )
 
 
 def groups_to_change(view: ModelView, intervention: Intervention) -> tuple[NetworkGroup, ...]:

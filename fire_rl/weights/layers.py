@@ -10,7 +10,6 @@ matrix for each of its blocks of rows. Under weight norm, "the weight" is the ef
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -29,16 +28,17 @@ from fire_rl.utils.torch_internals import (
     forward_pre_hooks,
     own_parameters,
 )
+from fire_rl.weights.noisy import noisy_means
 from fire_rl.weights.orthogonal import isometry_scale
 
 LayerKind = Literal["linear", "conv", "recurrent"]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED_CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (*_CONVS, *_TRANSPOSED_CONVS)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-# Weight matrices in another layout: named in a warning, never passed over silently.
+# Weight matrices in another layout, see :mod:`fire_rl.weights.unread`.
 OTHER_WEIGHTS = (*RECURRENT, nn.Bilinear)
-_BUT = ", unless the intervention has an option `recurrent` that says otherwise"
 # Modules whose parameters are scales and shifts, not weights.
 NORM_LAYERS = (
     BATCH_NORM,
@@ -81,7 +81,7 @@ class WeightLayer:
         """``"linear"`` (attention included), ``"conv"`` or ``"recurrent"``."""
         if isinstance(self.module, RECURRENT):
             return "recurrent"
-        return "conv" if isinstance(self.module, (*_CONVS, *_TRANSPOSED_CONVS)) else "linear"
+        return "conv" if isinstance(self.module, CONVOLUTIONS) else "linear"
 
     @property
     def weight(self) -> Tensor:
@@ -212,9 +212,10 @@ def weight_layers(
 ) -> tuple[WeightLayer, ...]:
     """List the linear, convolutional and attention layers of a module in order of registration.
 
-    A layer that is registered twice, or that shares its weight with an earlier one, is listed
-    once. Recurrent and bilinear weights have other layouts: they are left out, and a warning names
-    them.
+    Noisy linear layers are among them, see :func:`~fire_rl.weights.noisy.noisy_means`. A layer that
+    is registered twice, or that shares its weight with an earlier one, is listed once. A weight
+    without entries (a layer of no inputs or no outputs) is left out, and so are weights in other
+    layouts: :func:`~fire_rl.weights.unread.unread_modules` lists them.
 
     Args:
         module: Any module.
@@ -232,23 +233,26 @@ def weight_layers_of(
     """Like :func:`weight_layers`, for any ``(name, module)`` pairs."""
     layers: dict[int, WeightLayer] = {}
     for name, module in named_modules:
-        if isinstance(module, OTHER_WEIGHTS):
-            warnings.warn(
-                f"`{name or type(module).__name__}` ({type(module).__name__}) is no linear, "
-                "convolutional or attention layer: its own weights are left as they are"
-                f"{_BUT if isinstance(module, RECURRENT) else ''}.",
-                UserWarning,
-                stacklevel=2,
-            )
         found: tuple[WeightLayer, ...] = ()
-        if isinstance(module, (nn.Linear, *_CONVS, *_TRANSPOSED_CONVS)):
+        if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
             found = (WeightLayer(name, module, name in heads),)
         elif isinstance(module, nn.MultiheadAttention):
             found = _in_projections(name, module)
+        elif (noisy := noisy_means(module)) is not None:
+            weight, bias = noisy
+            found = (WeightLayer(name, module, name in heads, {}, weight, bias),)
         for layer in found:
+            if not _has_entries(layer):
+                continue
             held = own_parameters(module).get(layer.weight_attribute, module)
             layers.setdefault(id(held), layer)
     return tuple(layers.values())
+
+
+def _has_entries(layer: WeightLayer) -> bool:
+    parts = [part for name, part in layer.parts.items() if name != "bias"]
+    lazy = any(isinstance(part, nn.parameter.UninitializedParameter) for part in parts)
+    return lazy or not parts or all(part.numel() for part in parts)
 
 
 def _in_projections(name: str, module: nn.MultiheadAttention) -> tuple[WeightLayer, ...]:

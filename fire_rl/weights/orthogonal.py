@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fire_rl.utils.kinds import check_tensor, describe
 from fire_rl.utils.validation import check_int
 
 NullDirections = Literal["keep", "complete"]
@@ -110,7 +112,15 @@ def isometry_scale(weight_shape: Sequence[int], groups: int = 1) -> float:
 
     Raises:
         ValueError: If the shape is not that of a weight, or ``groups`` does not divide the outputs.
+        TypeError: If it is no shape.
     """
+    if not isinstance(weight_shape, Sequence) or not all(
+        isinstance(size, Integral) for size in weight_shape
+    ):
+        raise TypeError(
+            "`weight_shape` must be a sequence of whole numbers such as `module.weight.shape`, got "
+            f"{describe(weight_shape)}."
+        )
     if len(weight_shape) < 2 or min(weight_shape) < 1:
         raise ValueError(
             "`weight_shape` must be (out, in) or (out, in / groups, *kernel) with positive sizes, "
@@ -139,7 +149,7 @@ def deviation_from_isometry(weight: Tensor, scale: float = 1.0) -> Tensor:
     Raises:
         ValueError: If the tensor is no matrix, or ``scale`` is not a positive number.
     """
-    _check_matrix(weight, finite=False)
+    _check_matrix(weight, finite=False, argument="weight")
     if isinstance(scale, bool) or not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"`scale` must be a positive number, got {scale!r}.")
     gram = _gram(_at_least_float32(weight) / scale)
@@ -160,7 +170,8 @@ def squared_frobenius_error(new: Tensor, old: Tensor) -> Tensor:
     Raises:
         ValueError: If the shapes differ, or the tensors are no matrices.
     """
-    _check_matrix(new, finite=False)
+    _check_matrix(new, finite=False, argument="new")
+    check_tensor("old", old)
     if new.shape != old.shape:
         raise ValueError(
             f"`new` and `old` must have the same shape, got {tuple(new.shape)} and "
@@ -291,12 +302,13 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _check_matrix(matrix: Tensor, finite: bool = True) -> None:
+def _check_matrix(matrix: Tensor, finite: bool = True, argument: str = "matrix") -> None:
+    check_tensor(argument, matrix)
     if matrix.ndim < 2 or 0 in matrix.shape[-2:]:
         raise ValueError(
-            f"`matrix` must have shape (..., m, n) with m, n ≥ 1, got {tuple(matrix.shape)}."
+            f"`{argument}` must have shape (..., m, n) with m, n ≥ 1, got {tuple(matrix.shape)}."
         )
     if not matrix.is_floating_point():
-        raise ValueError(f"`matrix` must have a real floating dtype, got {matrix.dtype}.")
+        raise ValueError(f"`{argument}` must have a real floating dtype, got {matrix.dtype}.")
     if finite and not bool(torch.isfinite(matrix).all()):
         raise ValueError("`matrix` must be finite, got NaN or infinite entries.")

@@ -116,6 +116,8 @@ def test_a_layer_of_no_role_is_named(algo, kind):
     )
     with pytest.warns(UserWarning, match=message):
         model.learn(48, callback=kind(every=16))
+    report = apply_intervention(model, FIRE())  # said once for each model
+    model = make_model(algo, policy=own_policies.AuxiliaryPolicy)
     before = model.policy.auxiliary.weight.clone()
     with pytest.warns(UserWarning, match=message):
         report = apply_intervention(model, FIRE())

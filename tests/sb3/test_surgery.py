@@ -447,7 +447,7 @@ def test_unknown_algorithms_and_layers_are_named():
     Unknown.__abstractmethods__ = frozenset()
     with pytest.raises(ValueError, match="`model` is a Unknown, whose networks are not known"):
         apply_intervention(Unknown(), FIRE())
-    with pytest.raises(ValueError, match="whose networks are not known"):
+    with pytest.raises(TypeError, match=r"`model` must be a model .*, got a torch module \(Lin"):
         apply_intervention(nn.Linear(3, 3), "fire")
     with pytest.raises(ValueError, match=r"`exclude` pattern 'q_net.q_nt.0' matches no layer.*Did"):
         apply_intervention(make_model("dqn"), FIRE(exclude="q_net.q_nt.0"))
