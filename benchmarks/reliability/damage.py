@@ -8,8 +8,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from stable_baselines3 import DQN
 
 from benchmarks.reliability.records import compare, weights
 from benchmarks.reliability.trial import Trial, train_py
@@ -70,22 +72,20 @@ def prepare(folder: Path) -> None:
 
 def _cut(folder: Path) -> None:
     """Stop a run as a kill does: an error in the middle, after two checkpoints."""
-    from stable_baselines3 import DQN
-
     config = folder / "config.yaml"
     config.write_text(CONFIG + INTERVENTION, encoding="utf-8")
-    step = DQN._on_step
+    update = DQN.train
 
-    def stop(model: DQN) -> None:
+    def stop(model: DQN, *args: Any, **options: Any) -> None:
         if model.num_timesteps >= 900:
             raise SystemExit(9)
-        step(model)
+        update(model, *args, **options)
 
-    DQN._on_step = stop  # type: ignore[method-assign]
+    DQN.train = stop  # type: ignore[method-assign]
     try:
         train_py("--config", config, "--log-dir", folder / "cut")
     finally:
-        DQN._on_step = step  # type: ignore[method-assign]
+        DQN.train = update  # type: ignore[method-assign]
 
 
 def _run(*arguments: object) -> None:

@@ -149,7 +149,8 @@ def _without_rollout_start(callback: BaseCallback) -> str:
     root = callback.locals.get("callback")
     paths = callback_paths(root) if isinstance(root, BaseCallback) else [(callback,)]
     around = next((path[:-1] for path in paths if path[-1] is callback), None)
-    if around is None or not all(isinstance(wrapper, CallbackList) for wrapper in around):
+    reached = getattr(callback, "_training", True)  # by the start of the training
+    if not reached or around is None or not all(isinstance(w, CallbackList) for w in around):
         return misplaced(callback, "a callback that forwards no rollout hooks")
     name = type(callback.model).__name__
     return (

@@ -31,16 +31,15 @@ def put_back_unless_done(view: ModelView, *, always: bool) -> AbstractContextMan
         always: Whether the block is a trial: then everything is put back at its end.
     """
     model: Any = view.model
-    optimizers, tensors = list(view.optimizers), list(view.tensors.values())
+    tensors = list(view.tensors.values())
     if getattr(model, "ent_coef_optimizer", None) is not None:
-        optimizers.append(model.ent_coef_optimizer)
         tensors.append(model.log_ent_coef)
     objects = [model, getattr(model, "replay_buffer", None), _noise_distribution(model)]
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
         objects += [normalize, *_statistics(normalize)]
     held = [each for each in objects if hasattr(each, "__dict__")]
-    return all_or_nothing(tensors, optimizers, held, always=always)
+    return all_or_nothing(tensors, view.all_optimizers, held, always=always)
 
 
 def forget_temperature(view: ModelView, operation: Operation) -> int:
