@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from experiments.config import Tasks
 from experiments.evaluation import evaluator
 from fire_rl.runs import layout
 from fire_rl.utils.gymnasium_internals import generator_of, set_generator
+from fire_rl.utils.replacing import replace_text
 from fire_rl.utils.rng import isolated_rng
 
 
@@ -129,10 +131,11 @@ class TaskEvaluation(BaseCallback):
 
     def _write(self) -> None:
         """Write ``continual.csv``, whole: a resumed run knows the lines before it."""
-        with (self.folder / layout.CONTINUAL).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(layout.CONTINUAL_COLUMNS)
-            writer.writerows(self.rows)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(layout.CONTINUAL_COLUMNS)
+        writer.writerows(self.rows)
+        replace_text(self.folder / layout.CONTINUAL, text.getvalue())
 
 
 def tasks_to_evaluate(trained: int, limit: int, recurring: int | None = None) -> list[int]:

@@ -8,40 +8,35 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
 import envs
-from agents import load_agent
 from experiments.build import is_deterministic, make_env
 from experiments.evaluation import evaluator
 from experiments.flags import Args
-from experiments.folder import find_run
-from experiments.plain_yaml import ConfigError
+from experiments.saved_models import build_for_play, find_models, load_first
 
 
 def watch(path: Path, args: Args) -> None:
-    """Play episodes of a trained agent, print their returns, write videos."""
-    folder, model_path = find_run(path)
-    config = folder.read_config()
+    """Play episodes of a trained agent, print their returns, write videos.
+
+    Weights and statistics are read as data: a run folder of somebody else runs no code.
+    """
+    folder, models = find_models(path)
+    config = folder.read_config(args.trust)
     env = make_env(
         config,
         1,
         training=False,
-        normalize=False,
         render_mode=None if args.video is None else "rgb_array",
         **({} if args.seed is None else {"seed": args.seed}),
     )
-    if config.normalize:
-        statistics = folder.normalization_of(model_path)
-        if statistics is None:
-            raise ConfigError([f"{model_path} needs its vecnormalize.pkl, which is not there."])
-        env = VecNormalize.load(str(statistics), env)
-        env.training = env.norm_reward = False
-    model = load_agent(config.algo, model_path)
+    model = build_for_play(config, env)
+    used = load_first(model, env, models)
     if config.tasks is not None:  # the one that it was trained on last
-        envs.set_task(env, (model.num_timesteps - 1) // config.tasks.every)
+        envs.set_task(env, max(model.num_timesteps - 1, 0) // config.tasks.every)
     fps = envs.frames_per_second(config.env, config.env_options, env)
-    print(f"{model_path}: {config.algo} on {config.env}, {model.num_timesteps:,} steps of training")
+    print(f"{used}: {config.algo} on {config.env}, {model.num_timesteps:,} steps of training")
     returns, lengths = play(model, env, args.episodes, is_deterministic(config), args.video, fps)
     env.close()
     print(f"\n{'episode':>7} {'return':>12} {'length':>8}")

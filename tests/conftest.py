@@ -1,17 +1,25 @@
 """Fixtures of several files."""
 
+import atexit
 import multiprocessing
+import os
+import shutil
 import sys
+import tempfile
 
 import pytest
 
-import train
-from tests.compatibility.page import (  # noqa: F401  # hooks
+# Before the helpers are imported, which hand the environment on: train.py's list of our own runs.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fire_rl_state_")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
+
+import train  # noqa: E402
+from tests.compatibility.page import (  # noqa: E402, F401  # hooks
     pytest_addoption,
     pytest_collection_modifyitems,
     pytest_configure,
 )
-from tests.helpers.runs import train_here
+from tests.helpers.runs import train_here  # noqa: E402
 
 # Worker processes of environments are forked off one that has imported these already: each would
 # take two seconds for it.

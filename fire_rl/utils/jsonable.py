@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,13 @@ def without_nan(value: Any) -> Any:
 
 
 def append_json(path: Path, entry: Mapping[str, Any]) -> None:
-    """Append one line to a file of JSON lines; NaN becomes null, for JSON has none."""
+    """Append one line to a file of JSON lines; NaN becomes null, for JSON has none.
+
+    A last line that a kill has cut short stays a line of its own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(without_nan(entry)) + "\n")
+    with path.open("ab+") as file:
+        file.seek(-1 if file.tell() else 0, os.SEEK_END)
+        begun = file.read(1) not in (b"", b"\n")
+        line = json.dumps(without_nan(entry)) + "\n"
+        file.write(("\n" * begun + line).encode("utf-8"))
