@@ -86,15 +86,17 @@ def learn(run: Run, args: Args) -> int:
 def _save_end(run: Run, ending: str, seconds: float) -> None:
     """Save the model and what it came to, close everything, and sum up."""
     model = run.model
-    run.folder.save(model)
-    outcome = results(model, run.callbacks, seconds)
-    if ending == "finished":
-        record_outcome(model, run.config, outcome)
-        run.folder.finish(model, outcome)
-    model.logger.close()
-    for env in run.environments:
-        with contextlib.suppress(OSError, EOFError):  # Ctrl-C ends the worker processes, too
-            env.close()
+    try:
+        run.folder.save(model)
+        outcome = results(model, run.callbacks, seconds)
+        if ending == "finished":
+            record_outcome(model, run.config, outcome)
+            run.folder.finish(model, outcome)
+    finally:
+        model.logger.close()
+        for env in run.environments:
+            with contextlib.suppress(OSError, EOFError):  # Ctrl-C ends the worker processes, too
+                env.close()
     print_summary(run.folder, model, ending, seconds, outcome)
 
 

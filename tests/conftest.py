@@ -35,6 +35,11 @@ RUN = (
     "tasks={change: permutation, every: 256, evaluate_earlier: 1, evaluate_episodes: 1}",
     "metrics.every=128", "metrics.probe_size=32", "eval=null", "checkpoint=null",
 )  # fmt: skip
+SHORT = (
+    "--algo", "dqn", "--env", "CartPole-v1", "-n", 700, "--device", "cpu", "--set",
+    "agent.learning_starts=50", "agent.buffer_size=500", "checkpoint.every=200", "eval=null",
+    "metrics=null", "agent.policy_kwargs.net_arch=[8]",
+)  # fmt: skip
 ARMS = {
     "none": (),
     "fire": ("intervention={name: fire}", "schedule={every: 256, stop: 0.99}"),
@@ -50,6 +55,20 @@ def real_runs(tmp_path_factory):
             folder = root / arm / f"s{seed}"
             assert train_here(*RUN, *options, f"seed={seed}", "--log-dir", folder) == 0
     return root
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A short run of DQN with checkpoints at 400 and 600 steps; to be copied."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert train_here(*SHORT, "--log-dir", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    """A copy of it that a test may change."""
+    return shutil.copytree(finished_run, tmp_path / "run")
 
 
 @pytest.fixture
