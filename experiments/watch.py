@@ -11,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 import envs
-from experiments.build import is_deterministic, make_env
+from experiments.build import EVAL_SEED_OFFSET, is_deterministic, make_env
 from experiments.evaluation import evaluator
 from experiments.flags import Args
 from experiments.saved_models import build_for_play, find_models, load_first
@@ -24,14 +24,11 @@ def watch(path: Path, args: Args) -> None:
     """
     folder, models = find_models(path)
     config = folder.read_config(args.trust)
-    env = make_env(
-        config,
-        1,
-        training=False,
-        render_mode=None if args.video is None else "rgb_array",
-        **({} if args.seed is None else {"seed": args.seed}),
-    )
+    seed = config.seed + EVAL_SEED_OFFSET if args.seed is None else args.seed
+    render_mode = None if args.video is None else "rgb_array"
+    env = make_env(config, 1, training=False, render_mode=render_mode, seed=seed)
     model = build_for_play(config, env)
+    env.seed(seed)  # the agent has given it the training's
     used = load_first(model, env, models)
     if config.tasks is not None:  # the one that it was trained on last
         envs.set_task(env, max(model.num_timesteps - 1, 0) // config.tasks.every)

@@ -12,11 +12,15 @@ import zipfile
 import numpy as np
 import pytest
 import yaml
+from stable_baselines3.common.vec_env import VecNormalize
 
+from agents import ALGORITHMS
 from experiments import trust
+from experiments.build import make_env
 from experiments.config import parse_config
 from experiments.folder import RunFolder
 from experiments.plain_yaml import ConfigError, read_yaml
+from experiments.watch import play
 from tests.conftest import SHORT
 
 MODULE = """
@@ -191,6 +195,12 @@ def test_nothing_is_unpickled(main, tmp_path, monkeypatch):
         "eval.episodes=1", "checkpoint.every=200", "metrics=null",
     )  # fmt: skip
     assert (code, err) == (0, "")
+    config = RunFolder(folder).read_config()
+    env = make_env(config, 1, training=False, normalize=False)
+    env = VecNormalize.load(str(folder / "vecnormalize.pkl"), env)
+    env.training = env.norm_reward = False
+    loaded = ALGORITHMS["ppo"].load(folder / "model.zip", device="cpu")  # as plain SB3 does it
+    assert f"{play(loaded, env, 1, True)[0][0]:.2f}" in expected[0]
     bomb = base64.b64encode(pickle.dumps(Code())).decode()
     models = ("model.zip", "best_model.zip", "checkpoints/200/model.zip")
     expected = [main("--play", folder / name, "--episodes", 1)[1] for name in models]
@@ -214,11 +224,12 @@ def test_nothing_is_unpickled(main, tmp_path, monkeypatch):
         assert (code, err) == (0, "")
         assert out == before
     assert not (tmp_path / "was_run").exists()
-    pickles = folder / "vecnormalize.npz"
-    np.savez(pickles, **{"mean/": np.array([Code()], object), "var/": 1, "count/": 1})
-    code, _, err = main("--play", folder / "model.zip")
-    assert (code, f"{pickles} holds no statistics" in err) == (2, True)
-    pickles.unlink()
+    statistics = folder / "vecnormalize.npz"
+    for mean in (np.array([Code()], object), np.zeros(2), np.full(3, np.nan)):
+        np.savez(statistics, **{"mean/": mean, "var/": np.ones(3), "count/": 1})
+        code, _, err = main("--play", folder / "model.zip")
+        assert (code, f"{statistics} holds no statistics" in err) == (2, True)
+    statistics.unlink()
     code, _, err = main("--play", folder / "model.zip")
     assert (code, "needs vecnormalize.npz, which is not there" in err) == (2, True)
     assert not (tmp_path / "was_run").exists()
