@@ -33,7 +33,7 @@ def is_done(folder: RunFolder) -> bool:
         return False
     path = folder.path / layout.EPISODES
     try:
-        raw = path.read_bytes()
+        raw = path.read_bytes() if path.is_file() else b""
         if not raw.startswith(_HEADER) or not raw.endswith(b"\n"):
             raise ValueError("it is cut short")
         read_episodes(folder.path)

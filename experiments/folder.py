@@ -165,7 +165,7 @@ class RunFolder:
 
         Such a run goes on from its last checkpoint, which writes the files again.
         """
-        if not self.result.exists():
+        if not self.result.is_file():
             return None
         try:
             step = json.loads(self.result.read_text(encoding="utf-8"))["num_timesteps"]

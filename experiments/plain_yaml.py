@@ -15,7 +15,6 @@ from typing import Any
 
 import yaml
 
-
 MAX_VALUES = 100_000  # of a file, aliases written out
 
 

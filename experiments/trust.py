@@ -55,6 +55,8 @@ def record(text: str) -> None:
     """Add a run to the list of our own, by its ``config.yaml``; a failure is a warning."""
     path, entry = state_file(), {"run": run_id(text), "sha256": _digest(text)}
     try:
+        if not path.is_absolute():
+            raise OSError("there is no home folder")
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # One write to a file that is open for appending: lines of two processes do not mix. The
         # line begins a new one, because a kill may have cut the last one short.

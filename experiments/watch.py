@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def play(
         env: One evaluation environment; made with ``render_mode="rgb_array"`` for videos.
         episodes: How many.
         deterministic: Whether to take the policy's most likely action.
-        video: Folder for ``episode-1.mp4`` and so on; None for no videos.
+        video: Folder for ``episode-1.mp4`` and so on, the first that is free; None for no videos.
         fps: Frames a second of the videos, one frame an agent step.
 
     Returns:
@@ -133,15 +134,20 @@ class _Recorder:
         assert isinstance(frame, np.ndarray), "the environment has no rgb_array rendering"
         return frame
 
+    def _path(self) -> Path:
+        return self.folder / f"episode-{self.episode}.mp4"
+
     def _open(self, frame: np.ndarray) -> Generator[None, Any, None]:
         try:
             from imageio_ffmpeg import write_frames
         except ImportError:
             raise ImportError("Videos need imageio-ffmpeg: pip install -e '.[train]'") from None
         self.episode += 1
+        while os.path.lexists(self._path()):  # an earlier video, or somebody's link
+            self.episode += 1
         height, width = frame.shape[:2]
         writer: Generator[None, Any, None] = write_frames(
-            str(self.folder / f"episode-{self.episode}.mp4"),
+            str(self._path()),
             (width, height),
             fps=self.fps,
             macro_block_size=2,  # H.264 wants even sizes; the default of 16 would rescale 210 rows

@@ -195,6 +195,8 @@ def test_nothing_is_unpickled(main, tmp_path, monkeypatch):
         "eval.episodes=1", "checkpoint.every=200", "metrics=null",
     )  # fmt: skip
     assert (code, err) == (0, "")
+    models = ("model.zip", "best_model.zip", "checkpoints/200/model.zip")
+    expected = [main("--play", folder / name, "--episodes", 1)[1] for name in models]
     config = RunFolder(folder).read_config()
     env = make_env(config, 1, training=False, normalize=False)
     env = VecNormalize.load(str(folder / "vecnormalize.pkl"), env)
@@ -202,8 +204,6 @@ def test_nothing_is_unpickled(main, tmp_path, monkeypatch):
     loaded = ALGORITHMS["ppo"].load(folder / "model.zip", device="cpu")  # as plain SB3 does it
     assert f"{play(loaded, env, 1, True)[0][0]:.2f}" in expected[0]
     bomb = base64.b64encode(pickle.dumps(Code())).decode()
-    models = ("model.zip", "best_model.zip", "checkpoints/200/model.zip")
-    expected = [main("--play", folder / name, "--episodes", 1)[1] for name in models]
     for name in models:
         path = folder / name
         shutil.copy(path, tmp_path / "good.zip")
