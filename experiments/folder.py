@@ -21,7 +21,7 @@ from experiments.machine import describe_machine
 from experiments.normalization import save_statistics
 from experiments.own_files import check_free, check_links, remove_folder, remove_written
 from experiments.plain_yaml import ConfigError
-from experiments.trust import plain_values, read_config_file, record, run_id, sign
+from experiments.trust import is_recorded, plain_values, read_config_file, record, run_id, sign
 from fire_rl.checkpoints.store import Checkpoint, locked
 from fire_rl.runs import layout
 from fire_rl.utils.replacing import replace_text, replacing
@@ -67,7 +67,7 @@ class RunFolder:
             ConfigError: If files would be written through a symbolic link.
         """
         if not self._has_lock:
-            check_links(self.path)
+            check_links(self.path, not self.config.exists() or is_recorded(self.config))
             self._lock.enter_context(locked(self.checkpoints))
             self._has_lock = True
 

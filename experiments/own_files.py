@@ -27,24 +27,30 @@ def check_free(folder: Path) -> None:
         )
 
 
-def check_links(folder: Path) -> None:
-    """Refuse symbolic links where train.py writes; the folder itself may be one, and checkpoints/.
+def check_links(folder: Path, is_ours: bool = True) -> None:
+    """Refuse what is no plain file where train.py writes one, symbolic links above all.
+
+    The folder itself may be a link; so may ``checkpoints/``, to another disk, if the run is ours.
 
     Raises:
-        ConfigError: Naming them.
+        ConfigError: Naming each.
     """
-    links = [
-        path
-        for path in _entries(folder)
-        if (folder / path).is_symlink()
-        and path != Path(layout.CHECKPOINTS)
-        and (layout.is_written(path) or path.parts[0] == layout.CHECKPOINTS)
-    ]
-    if links:
-        raise ConfigError(
-            [f"{folder / path} is a symbolic link: train.py writes and deletes nothing through "
-             "links inside a run. Put the file itself there, or remove the link." for path in links]
-        )  # fmt: skip
+    faults = []
+    for path in _entries(folder):
+        there, is_own = folder / path, layout.is_written(path)
+        if there.is_symlink():
+            is_folder = path == Path(layout.CHECKPOINTS)
+            if not is_ours if is_folder else is_own or path.parts[0] == layout.CHECKPOINTS:
+                faults.append(
+                    f"{there} is a symbolic link: train.py writes and deletes nothing through "
+                    "links inside a run. Put what it points to there, or remove the link."
+                    + " Or make the run yours with --trust."
+                    * is_folder
+                )
+        elif is_own and not there.is_file():
+            faults.append(f"{there} is no file, and train.py writes one there. Move it away.")
+    if faults:
+        raise ConfigError(faults)
 
 
 def remove_written(folder: Path, keep: tuple[str, ...] = ()) -> list[Path]:

@@ -36,8 +36,8 @@ def read_yaml(text: str) -> Any:
     Raises:
         ConfigError: If it is not YAML, or its aliases make it endless or huge.
     """
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -48,8 +48,6 @@ def read_yaml(text: str) -> Any:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError([f"This is not YAML: {error}"]) from error
-    finally:
-        loader.dispose()
 
 
 def set_value(values: dict[str, Any], assignment: str) -> None:

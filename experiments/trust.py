@@ -116,6 +116,11 @@ def read_config_file(path: Path, trust: bool = False) -> dict[str, Any]:
     return values
 
 
+def is_recorded(path: Path) -> bool:
+    """Tell whether a ``config.yaml`` is one that train.py has written here, or trusted."""
+    return _digest(_read(path)) in _recorded()[1]
+
+
 def plain_values(path: Path) -> dict[str, Any]:
     """Return the values in a run's ``config.yaml``, to be read and not to be built.
 

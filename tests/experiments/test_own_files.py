@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,8 @@ def test_a_stopped_trunk_begins_anew_beside_foreign_files(main, root):
             (trunk / "config.yaml").read_text().replace("imports: []", "imports: [evil]")),
             "holds another run: `imports` was ['evil'], is []"),
         (lambda trunk: (trunk / "model.zip").symlink_to(trunk.parent / "x"), "is a symbolic link"),
+        (lambda trunk: (trunk / "model.zip").mkdir(), "model.zip is no file, and train.py writes"),
+        (lambda trunk: os.mkfifo(trunk / "interventions.jsonl"), "interventions.jsonl is no file"),
         (lambda trunk: (trunk / "checkpoints" / "replay").symlink_to(trunk), "is a symbolic link"),
         (lambda trunk: [(trunk / "checkpoints" / "5").mkdir(),
             (trunk / "checkpoints" / "5" / "manifest.json").write_text("{")], "none is whole: 5"),
@@ -224,6 +227,14 @@ def test_linked_folders_are_fine(main, run, tmp_path):
     assert (code, err) == (0, "")
     assert (run / "checkpoints").is_symlink()
     assert (run / "result.json").exists()
+    (run / "result.json").unlink()
+    with (run / "config.yaml").open("a") as file:
+        file.write("# not as train.py wrote it\n")
+    before = listed(tmp_path)
+    code, _, err = main("--resume", run)  # of somebody else, into whose scratch?
+    assert (code, f"{run / 'checkpoints'} is a symbolic link" in err) == (2, True)
+    assert listed(tmp_path) == before
+    assert main("--resume", run, "--trust")[0] == 0
 
 
 def test_a_run_of_no_step_takes_only_its_own_files_with_it(main, tmp_path, monkeypatch):

@@ -235,7 +235,7 @@ def test_nothing_is_unpickled(main, tmp_path, monkeypatch):
     assert not (tmp_path / "was_run").exists()
 
 
-@pytest.mark.parametrize("text", ["a: &a [*a]", "&a {b: *a}", "a: 2026-99-99"])
+@pytest.mark.parametrize("text", ["a: &a [*a]", "&a {b: *a}", "a: 2026-99-99", "a: \0"])
 def test_yaml_without_end_is_refused(text):
     with pytest.raises(ConfigError):
         read_yaml(text)
