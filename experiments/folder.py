@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import sys
@@ -114,7 +115,8 @@ class RunFolder:
 
     def remove(self) -> None:
         """Remove a run in which nothing was learned; what is not of train.py stays."""
-        remove_folder(self.path)
+        with contextlib.suppress(ConfigError):  # it would hide why nothing was learned
+            remove_folder(self.path)
 
     def describe(self, config: RunConfig) -> None:
         """Write ``config.yaml`` and ``environment.json``, and record the run as our own."""

@@ -11,6 +11,9 @@ from experiments.plain_yaml import ConfigError
 from fire_rl.runs import layout
 
 _LOCK = ".lock"
+_OF_A_START = {
+    Path(layout.CHECKPOINTS), Path(layout.CHECKPOINTS, _LOCK), Path(f".{layout.CONFIG}.tmp"),
+}  # fmt: skip
 
 
 def check_free(folder: Path) -> None:
@@ -20,7 +23,7 @@ def check_free(folder: Path) -> None:
     """
     if not os.path.lexists(folder):
         return
-    if not folder.is_dir() or any(not _is_of_a_start(path) for path in _entries(folder)):
+    if not folder.is_dir() or not _OF_A_START.issuperset(_entries(folder)):
         raise FileExistsError(
             f"The run folder {folder} exists and is not empty; no run is overwritten. "
             "Choose another with --log-dir, or move or delete it."
@@ -30,23 +33,24 @@ def check_free(folder: Path) -> None:
 def check_links(folder: Path, is_ours: bool = True) -> None:
     """Refuse what is no plain file where train.py writes one, symbolic links above all.
 
-    The folder itself may be a link; so may ``checkpoints/``, to another disk, if the run is ours.
+    The folder itself may be a link. In a run that is ours so may ``checkpoints/``, to another disk,
+    and whatever train.py does not write.
 
     Raises:
         ConfigError: Naming each.
     """
     faults = []
     for path in _entries(folder):
-        there, is_own = folder / path, layout.is_written(path)
+        there, is_own = folder / path, layout.is_written(path) or path.match(layout.EVENTS)
         if there.is_symlink():
-            is_folder = path == Path(layout.CHECKPOINTS)
-            if not is_ours if is_folder else is_own or path.parts[0] == layout.CHECKPOINTS:
-                faults.append(
-                    f"{there} is a symbolic link: train.py writes and deletes nothing through "
-                    "links inside a run. Put what it points to there, or remove the link."
-                    + " Or make the run yours with --trust."
-                    * is_folder
-                )
+            link = (
+                f"{there} is a symbolic link: train.py writes and deletes nothing through links "
+                "inside a run. Put what it points to there, or remove the link."
+            )
+            if is_own or (path.parts[0] == layout.CHECKPOINTS and len(path.parts) > 1):
+                faults.append(link)
+            elif not is_ours:
+                faults.append(f"{link} Or make the run yours with --trust.")
         elif is_own and not there.is_file():
             faults.append(f"{there} is no file, and train.py writes one there. Move it away.")
     if faults:
@@ -79,10 +83,10 @@ def remove_written(folder: Path, keep: tuple[str, ...] = ()) -> list[Path]:
     for path in own:
         if path.name not in (*keep, _LOCK):
             (folder / path).unlink()
-    for path in sorted(paths, reverse=True):  # from the inside out
-        if (folder / path).is_dir() and path.parts[0] == layout.CHECKPOINTS and len(path.parts) > 1:
-            with contextlib.suppress(OSError):
-                (folder / path).rmdir()
+    emptied = {parent for path in own for parent in path.parents if len(parent.parts) > 1}
+    for path in sorted(emptied, reverse=True):  # from the inside out
+        with contextlib.suppress(OSError):
+            (folder / path).rmdir()
     return others
 
 
@@ -94,14 +98,6 @@ def remove_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):  # linked, or something else is in it
         checkpoints.rmdir()
         folder.rmdir()
-
-
-def _is_of_a_start(path: Path) -> bool:
-    is_lock = path in (Path(layout.CHECKPOINTS), Path(layout.CHECKPOINTS, _LOCK))
-    return is_lock or (len(path.parts) == 1 and path.name in _TEMPORARY)
-
-
-_TEMPORARY = {f".{layout.CONFIG}.tmp", f".{layout.ENVIRONMENT}.tmp"}
 
 
 def _entries(folder: Path) -> Iterator[Path]:

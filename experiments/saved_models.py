@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -58,8 +59,8 @@ def load_first(model: BaseAlgorithm, env: VecEnv, paths: list[Path]) -> Path:
         try:
             _load_normalization(env, path)
             load_weights(model, path)
-        except (OSError, ValueError) as error:
-            faults.append(str(error))
+        except Exception as error:  # damaged zip and torch files fail in many ways
+            faults.append(str(error) if str(path) in str(error) else f"{path}: {error!r}")
         else:
             for fault in faults:
                 print(f"Passed over: {fault}")
@@ -86,10 +87,9 @@ def _by_age(folder: RunFolder) -> list[Path]:
         is_last = folder.end() is not None
         newer = 0
         if not is_last:  # stopped, gone on with and killed: there may be later checkpoints
-            try:
+            steps = 0
+            with contextlib.suppress(Exception):  # load_first() says what is wrong with it
                 steps = read_model_file(folder.model).num_timesteps or 0
-            except ValueError:
-                steps = 0
             newer = sum(layout.checkpoint_step(path.parent) > steps for path in models)
         models.insert(newer, folder.model)
     return [*models, *([folder.best_model] if folder.best_model.is_file() else [])]

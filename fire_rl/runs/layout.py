@@ -69,10 +69,13 @@ RUN_DATA = (EVENTS, PROGRESS, MONITORS, EPISODES)
 
 # What train.py writes into a run folder, as patterns of paths; nothing else in it is ever removed.
 _STEPS = (f"{CHECKPOINTS}/[0-9]*", f"{CHECKPOINTS}/.[0-9]*.tmp")
+_FILES = (
+    CONFIG, ENVIRONMENT, RESULT, PROGRESS, EPISODES, CONTINUAL, INTERVENTIONS, EVALUATIONS, MODEL,
+    BEST_MODEL, VECNORMALIZE, BEST_VECNORMALIZE, STATISTICS, BEST_STATISTICS,
+)  # fmt: skip
 WRITTEN = (
-    CONFIG, ENVIRONMENT, RESULT, PROGRESS, EVENTS, MONITORS, EPISODES, CONTINUAL, INTERVENTIONS,
-    EVALUATIONS, MODEL, BEST_MODEL, VECNORMALIZE, BEST_VECNORMALIZE, STATISTICS, BEST_STATISTICS,
-    ".*.tmp", f"{CHECKPOINTS}/.lock", f"{CHECKPOINTS}/replay/*.zst",
+    *_FILES, *(f".{name}.tmp" for name in _FILES), EVENTS.replace("*", "[0-9]*"),
+    f"{CHECKPOINTS}/.lock", f"{CHECKPOINTS}/replay/*.zst",
     *(f"{step}/{name}" for step in _STEPS for name in (MANIFEST, MODEL, VECNORMALIZE)),
     *(f"{step}/state/*.{kind}" for step in _STEPS for kind in ("json", "npz", "pt")),
 )  # fmt: skip

@@ -81,7 +81,10 @@ def test_a_trunk_in_training_is_left_alone(main, root):
 def test_a_stopped_trunk_begins_anew_beside_foreign_files(main, root):
     trunk = root / "s0" / "trunk"
     (trunk / "notes.txt").write_text("mine")
+    (trunk / ".work.tmp").write_text("mine")
+    (trunk / "events.out.tfevents.mine").write_text("")
     (trunk / "papers").mkdir()
+    (trunk / "checkpoints" / "empty").mkdir()
     (trunk / "papers" / "model.zip").write_text("mine")
     (trunk / "link.txt").symlink_to(trunk / "notes.txt")
     (trunk / "episodes.csv").write_text("step,return,length\n1")
@@ -89,9 +92,11 @@ def test_a_stopped_trunk_begins_anew_beside_foreign_files(main, root):
     (trunk / "checkpoints" / "5" / "state" / "tree.json").write_text("{")
     code, out, err = main(*ARMS, "--log-dir", root)
     assert (code, err) == (0, "")
-    assert "begins anew. It keeps link.txt, notes.txt" in out
+    assert "begins anew. It keeps .work.tmp, events.out.tfevents.mine, link.txt, note" in out
     assert (trunk / "notes.txt").read_text() == "mine"
     assert (trunk / "papers" / "model.zip").read_text() == "mine"
+    assert (trunk / "checkpoints" / "empty").is_dir()
+    assert not (trunk / "checkpoints" / "5").exists()
     assert (trunk / "link.txt").is_symlink()
     assert (root / "recovery.md").exists()
 
@@ -201,7 +206,7 @@ def test_a_second_resume_changes_nothing(main, run):
     assert listed(run) == before
 
 
-@pytest.mark.parametrize("name", ["interventions.jsonl", "episodes.csv", "model.zip",
+@pytest.mark.parametrize("name", ["interventions.jsonl", "model.zip", "events.out.tfevents.x",
                                   "checkpoints/replay", "checkpoints/.lock"])  # fmt: skip
 def test_nothing_is_written_through_a_link_inside_a_run(main, run, tmp_path, name):
     (run / "result.json").unlink()
