@@ -23,6 +23,7 @@ from agents.algorithms import ALGORITHMS, action_noise, check_agent, policies, s
 from agents.classes import find_class, with_classes
 from agents.signatures import arguments, default
 from fire_rl import FrameReplayBuffer
+from fire_rl.files.formats import read_model_file
 
 NATURE_CNN_SIZE = 36  # source: stable_baselines3.common.env_checker
 
@@ -87,6 +88,26 @@ def load_agent(algo: str, path: str | Path, env: VecEnv | None = None) -> BaseAl
     # The replay buffer is not in the file; one of the run's size need not fit here.
     smaller = {"buffer_size": 1} if "buffer_size" in arguments(ALGORITHMS[algo]) else {}
     return ALGORITHMS[algo].load(path, env=env, device="auto", custom_objects=smaller)
+
+
+def load_weights(model: BaseAlgorithm, path: str | Path) -> None:
+    """Put the networks of a zip file into a model that is built already; nothing is unpickled.
+
+    Unlike :func:`load_agent` it is for anybody's file: tensors and plain numbers are all that is
+    read. The model can predict as the saved one did; optimizers stay as they are.
+
+    Raises:
+        ValueError: If the file is damaged, or is of other networks.
+    """
+    file = read_model_file(path)
+    try:
+        model.policy.load_state_dict(file.content["policy.pth"])
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds other networks than the run's: {error}") from error
+    model.num_timesteps = file.num_timesteps or 0
+    rate = file.data.get("exploration_rate")  # DQN draws with it unless it acts greedily
+    if isinstance(rate, float) and hasattr(model, "exploration_rate"):
+        model.exploration_rate = rate
 
 
 def speed_up_convolutions(model: BaseAlgorithm) -> None:

@@ -5,37 +5,31 @@ Folders: ``<root>/s<seed>/trunk`` and ``<root>/s<seed>/<arm>``.
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from torch.utils.tensorboard import SummaryWriter
 
 from agents import make_agent
 from agents.algorithms import hyperparameters
 from agents.signatures import hint
 from experiments.build import make_env, with_frame_buffer
+from experiments.comparison import is_done, summarise
 from experiments.config import Checkpoint, RunConfig, parse_config
 from experiments.flags import Args, read_configs
 from experiments.folder import RunFolder
 from experiments.interventions import at_step, callback_arguments
+from experiments.own_files import check_free
 from experiments.plain_yaml import ConfigError
 from experiments.training import train
+from experiments.trust import named_modules, plain_values
 from fire_rl import InterventionCallback
-from fire_rl.checkpoints.store import checkpoints, latest
-from fire_rl.interventions import CONTROL, INTERVENTIONS
+from fire_rl.checkpoints.store import CheckpointError, check, checkpoints, latest
+from fire_rl.interventions import INTERVENTIONS
 from fire_rl.runs import layout
-from fire_rl.runs.episodes import read_episodes
-from fire_rl.runs.readers import read_events
-from fire_rl.runs.recovery import recovery
 from fire_rl.schedules import Threshold, make_schedule
-from fire_rl.utils.jsonable import append_json, without_nan
-
-COMPARED = ("gain", "plateau_gain", "dip_below_control", "steps_to_reach_control")
 
 
 def experiment(args: Args) -> int:
@@ -45,29 +39,43 @@ def experiment(args: Args) -> int:
     """
     configs = read_configs(args)
     arms = resolve_arms(configs[0], str(args.arms))
-    check_fit(configs[0], arms)
     root = args.log_dir or Path("runs") / f"arms_{Path(str(args.config)).stem}"
     for config in configs:
-        middle = math.ceil(config.branch_at * config.total_timesteps)
-        keep = config.checkpoint or Checkpoint()
-        trunk = RunFolder(layout.arm_folder(root, config.seed, layout.TRUNK))
-        trunk.stop_at = middle
-        start = config.model_copy(update={"checkpoint": keep})
-        check_same_run(trunk, start)
-        if branch_point(trunk, middle) is None and (ending := go_on(start, trunk, args)) != 0:
+        for name in (layout.TRUNK, *arms):
+            check_ours(RunFolder(layout.arm_folder(root, config.seed, name)))
+    check_fit(configs[0], arms)
+    for config in configs:
+        if (ending := train_seed(config, root, arms, args)) != 0:
             return ending
-        checkpoint = branch_point(trunk, middle)
-        assert checkpoint is not None, "check_fit() has made sure"
-        step = layout.checkpoint_step(checkpoint)
-        for arm, intervention in arms.items():
-            folder = RunFolder(layout.arm_folder(root, config.seed, arm))
-            values = config.model_dump(mode="json")
-            branch = branch_config(values, intervention, arm, checkpoint, step)
-            check_same_run(folder, branch)
-            if not folder.result.exists() and (ending := go_on(branch, folder, args)) != 0:
-                return ending
     print(f"\nRecovery from the branch to the end, in {root}:\n")
     print(summarise(root, [config.seed for config in configs], list(arms)))
+    return 0
+
+
+def train_seed(config: RunConfig, root: Path, arms: Mapping[str, Any], args: Args) -> int:
+    """Train the trunk and the arms of one seed, what is missing of them; return the exit code."""
+    middle = math.ceil(config.branch_at * config.total_timesteps)
+    start = config.model_copy(update={"checkpoint": config.checkpoint or Checkpoint()})
+    folders = {arm: RunFolder(layout.arm_folder(root, config.seed, arm)) for arm in arms}
+    trunk = RunFolder(layout.arm_folder(root, config.seed, layout.TRUNK))
+    trunk.stop_at = middle
+    check_same_run(trunk, start)
+    done = {arm: is_done(folder) for arm, folder in folders.items()}
+    if all(done.values()):  # the trunk may have been deleted since
+        checkpoint = next(iter(folders.values())).branch_checkpoint()
+    else:
+        checkpoint = branch_point(trunk, middle)
+        if checkpoint is None and (ending := go_on(start, trunk, args)) != 0:
+            return ending
+        checkpoint = checkpoint or branch_point(trunk, middle)
+    assert checkpoint is not None, "check_fit() has made sure"
+    step = layout.checkpoint_step(checkpoint)
+    for arm, intervention in arms.items():
+        values = config.model_dump(mode="json")
+        branch = branch_config(values, intervention, arm, checkpoint, step)
+        check_same_run(folders[arm], branch)
+        if not done[arm] and (ending := go_on(branch, folders[arm], args)) != 0:
+            return ending
     return 0
 
 
@@ -108,18 +116,54 @@ def check_fit(config: RunConfig, arms: Mapping[str, Any]) -> None:
 
 
 def branch_point(trunk: RunFolder, middle: int) -> Path | None:
-    """Return the first checkpoint of a run at or after a step, if it is there."""
-    found = checkpoints(trunk.checkpoints)
-    return next((path for path in found if layout.checkpoint_step(path) >= middle), None)
+    """Return the first whole checkpoint of a run at or after a step, if it is there."""
+    for path in checkpoints(trunk.checkpoints):
+        if layout.checkpoint_step(path) >= middle:
+            try:
+                return check(path).path
+            except CheckpointError as error:
+                print(f"{error} It is passed over.")
+    return None
+
+
+def check_ours(folder: RunFolder) -> None:
+    """Raise ConfigError if there is something in a folder that train.py has not begun as a run."""
+    if folder.config.exists():
+        return
+    try:
+        check_free(folder.path)
+    except FileExistsError:
+        raise ConfigError(
+            [f"{folder.path} is not empty and has no config.yaml: train.py has not written it, so "
+             "nothing in it is touched. Choose another folder with --log-dir, or move it away."]
+        ) from None  # fmt: skip
 
 
 def go_on(config: RunConfig, folder: RunFolder, args: Args) -> int:
-    """Train a run of an experiment, from its last checkpoint if it has one."""
-    folder.resume_from = latest(folder.checkpoints)
-    if folder.resume_from is None and folder.path.exists():
-        print(f"{folder.path} was stopped before its first checkpoint: it begins anew.")
-        shutil.rmtree(folder.path)
-    return train(config, folder, args)
+    """Train a run of an experiment, from its last checkpoint if it has one.
+
+    Nothing is removed before the folder is locked: another process may be training there.
+
+    Raises:
+        CheckpointError: If another process trains there.
+        ConfigError: If what is there can neither go on nor begin anew.
+    """
+    try:
+        if folder.config.exists():
+            folder.lock()
+            check_same_run(folder, config)  # it may have begun just now
+            folder.resume_from = latest(folder.checkpoints)
+            if folder.resume_from is None:
+                if damaged := checkpoints(folder.checkpoints):
+                    raise ConfigError(
+                        [f"{folder.checkpoints} has checkpoints and none is whole: "
+                         f"{', '.join(path.name for path in damaged)}. Put their files back, or "
+                         f"move {folder.path} away to train it anew."]
+                    )  # fmt: skip
+                folder.begin_anew()
+        return train(config, folder, args)
+    finally:
+        folder.release()
 
 
 def resolve_arms(config: RunConfig, names: str) -> dict[str, Any]:
@@ -196,10 +240,15 @@ def check_same_run(folder: RunFolder, config: RunConfig) -> None:
     """
     if not folder.config.exists():
         return
-    there = _essence(folder.read_config())
-    here = _essence(config)
+    here, saved = _essence(config), plain_values(folder.config)
+    if set(named_modules(saved)) <= set(named_modules(config.model_dump(mode="json"))):
+        there = _essence(folder.parsed(saved))
+    else:  # never checked: that would import what it names
+        there = {**dict.fromkeys(here), **saved}
     different = [
-        f"`{key}` was {there[key]!r}, is {here[key]!r}" for key in here if here[key] != there[key]
+        f"`{key}` was {there[key]!r}, is {here.get(key)!r}"
+        for key in there
+        if here.get(key) != there[key]
     ]
     if different:
         raise ConfigError(
@@ -212,57 +261,5 @@ def _essence(config: RunConfig) -> dict[str, Any]:
     """Return what decides a run's numbers."""
     values = config.model_dump(mode="json", exclude={"arms", "device", "num_threads"})
     if config.branch is not None:  # the folder may have been moved
-        values["branch"] = (Path(config.branch.checkpoint).name, config.branch.arm)
+        values["branch"] = (layout.checkpoint_step(config.branch.checkpoint), config.branch.arm)
     return values
-
-
-def summarise(root: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
-    """Measure every arm's recovery, write ``recovery.json`` and ``recovery.md``; return the table.
-
-    The comparison of an arm with the control is also written to the arm's ``interventions.jsonl``
-    and TensorBoard. Seeds of earlier calls are included if all their arms are finished.
-    """
-    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
-    rows = []
-    for seed in sorted({*layout.seeds_of(root), *seeds}):
-        folders = {arm: RunFolder(layout.arm_folder(root, seed, arm)) for arm in arms}
-        if not all(folder.result.exists() for folder in folders.values()):
-            continue
-        control = read_episodes(folders[CONTROL].path) if CONTROL in folders else None
-        for arm, folder in folders.items():
-            checkpoint = folder.branch_checkpoint()
-            assert checkpoint is not None
-            end = json.loads(folder.result.read_text(encoding="utf-8"))["num_timesteps"]
-            step = layout.checkpoint_step(checkpoint)
-            measured = recovery(read_episodes(folder.path), step, end, control)
-            numbers = {**measured.to_dict(), **_policy_change(folder)}
-            _record(folder, arm, step, numbers)
-            found[arm].append(numbers)
-            rows.append({"arm": arm, "seed": seed, **numbers})
-    from fire_rl.reports import recovery_table  # here: a training needs no reports
-
-    table = recovery_table(found, CONTROL).to_markdown()
-    text = json.dumps(without_nan(rows), indent=1)
-    (root / layout.RECOVERY).write_text(text + "\n", encoding="utf-8")
-    (root / layout.RECOVERY_TABLE).write_text(table + "\n", encoding="utf-8")
-    return table
-
-
-def _record(folder: RunFolder, arm: str, step: int, numbers: Mapping[str, float]) -> None:
-    """Add the comparison with the control to the arm's own log and to its TensorBoard, once."""
-    log = folder.interventions
-    entry = {"recovery_against": CONTROL, "arm": arm, **numbers}
-    compared = {key: numbers[key] for key in COMPARED if not math.isnan(numbers[key])}
-    if not compared or (log.exists() and '"recovery_against"' in log.read_text(encoding="utf-8")):
-        return
-    append_json(log, entry)
-    with SummaryWriter(str(folder.path)) as writer:
-        for key, value in compared.items():
-            writer.add_scalar(f"recovery/vs_none/{key}", value, step)
-
-
-def _policy_change(folder: RunFolder) -> dict[str, float]:
-    """Return what the first event did to the policy's answers on the probe."""
-    events = read_events(folder.path)  # none: a threshold that was never crossed
-    change: dict[str, float] = events[0].get("policy_change", {}) if events else {}
-    return change

@@ -15,8 +15,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from experiments.config import Evaluation
-from experiments.folder import RunFolder
-from fire_rl.runs import layout
+from experiments.folder import RunFolder, save_model
 
 
 def evaluation_callback(
@@ -32,7 +31,7 @@ def evaluation_callback(
     Args:
         evaluation: How often, and how many episodes.
         env: The evaluation environment.
-        folder: Gets ``evaluations.npz``, ``best_model.zip`` and ``best_vecnormalize.pkl``.
+        folder: Gets ``evaluations.npz``, ``best_model.zip`` and its normalisation.
         n_envs: Training environments: SB3 counts calls, each of which is a step in all of them.
         deterministic: Whether to take the policy's most likely action.
         masked: Whether the agent is told which actions are valid.
@@ -40,11 +39,10 @@ def evaluation_callback(
     kind = MaskableEvalCallback if masked else EvalCallback
     return kind(
         env,
-        callback_on_new_best=_SaveNormalization(layout.vecnormalize_of(folder.best_model)),
+        callback_on_new_best=_SaveBest(folder.best_model),  # SB3 itself would not write by rename
         n_eval_episodes=evaluation.episodes,
         eval_freq=max(evaluation.every // n_envs, 1),
         log_path=str(folder.path),
-        best_model_save_path=str(folder.path),
         deterministic=deterministic,
         verbose=0,
     )
@@ -58,15 +56,13 @@ def evaluator(model: BaseAlgorithm) -> Callable[..., Any]:
     return maskable.evaluate_policy if isinstance(model, MaskablePPO) else evaluate_policy
 
 
-class _SaveNormalization(BaseCallback):
-    """Save the statistics of VecNormalize beside the best model: later ones do not fit it."""
+class _SaveBest(BaseCallback):
+    """Save the best model with the statistics of VecNormalize: later ones do not fit it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
 
     def _on_step(self) -> bool:
-        normalize = self.model.get_vec_normalize_env()
-        if normalize is not None:
-            normalize.save(str(self.path))
+        save_model(self.model, self.path)
         return True

@@ -82,6 +82,12 @@ class Args:
     only what is missing is done."""
     play: Annotated[Path | None, _flag("RUN")] = None
     """Watch a trained agent: a run folder, or one of the zip files in it."""
+    trust: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """With --resume, --branch-from or --play: let the run's config.yaml name modules to import.
+    Runs that you made need no trust: their config.yaml is recorded, by its SHA-256, in
+    ~/.local/state/fire_rl (or $XDG_STATE_HOME/fire_rl). All others get built-in classes only, no
+    `imports`; --trust prints what would be imported and records the run as yours. Weights and
+    statistics are always read as data, and nothing is written through links inside a run."""
     episodes: Annotated[int, _flag("N")] = 5
     """Number of episodes for --play (5)."""
     video: Annotated[Path | None, _flag("DIR")] = None
@@ -113,10 +119,10 @@ def check_combination(args: Args) -> None:
     everywhere = {"verbose"}
     watching = {"play", "episodes", "video"}
     branching = {"branch-from", "arm-name", "intervention", "every", "at", "set", "log-dir"}
-    branching |= {"progress", "print-config", "num-threads", "device"}
+    branching |= {"progress", "print-config", "num-threads", "device", "trust"}
     for mode, allowed in (
-        ("play", {*watching, "seed"}),
-        ("resume", {"resume", "progress"}),
+        ("play", {*watching, "seed", "trust"}),
+        ("resume", {"resume", "progress", "trust"}),
         ("branch-from", branching),
     ):
         if mode in given and (extra := given - allowed - everywhere):
@@ -138,6 +144,11 @@ def check_combination(args: Args) -> None:
     if "play" not in given and (extra := given & watching):
         flags = ", ".join(f"--{name}" for name in sorted(extra))
         raise ConfigError([f"{flags} is for watching: add --play RUN."])
+    if "trust" in given and not {"play", "resume", "branch-from"} & given:
+        raise ConfigError(
+            ["--trust is for a run that is there: add --resume, --branch-from or --play. What "
+             "--config FILE names is imported in any case."]
+        )  # fmt: skip
     if args.episodes < 1:
         raise ConfigError([f"--episodes must be at least 1, got {args.episodes}."])
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pickle
 import sys
+import uuid
 from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,11 +19,16 @@ from stable_baselines3.common.logger import HParam, Logger, configure
 from experiments.config import RunConfig, dump_yaml, parse_config
 from experiments.interventions import names
 from experiments.machine import describe_machine
-from experiments.plain_yaml import ConfigError, read_yaml
-from fire_rl.checkpoints.store import Checkpoint
+from experiments.normalization import save_statistics
+from experiments.own_files import check_free, check_links, remove_folder, remove_written
+from experiments.plain_yaml import ConfigError
+from experiments.trust import is_recorded, plain_values, read_config_file, record, run_id, sign
+from fire_rl.checkpoints.folder import locked
+from fire_rl.checkpoints.manifest import Checkpoint
 from fire_rl.runs import layout
 from fire_rl.sb3.loggers import guard_outputs
 from fire_rl.sb3.progress_csv import WholeCSV
+from fire_rl.utils.files import replacing, write_whole
 
 
 class RunFolder:
@@ -41,7 +50,6 @@ class RunFolder:
         self.environment = self.path / layout.ENVIRONMENT
         self.model = self.path / layout.MODEL
         self.best_model = self.path / layout.BEST_MODEL
-        self.vecnormalize = self.path / layout.VECNORMALIZE
         self.progress = self.path / layout.PROGRESS
         self.checkpoints = self.path / layout.CHECKPOINTS
         self.interventions = self.path / layout.INTERVENTIONS
@@ -49,14 +57,28 @@ class RunFolder:
         self.resume_from: Checkpoint | None = None
         self.branch_from: Checkpoint | None = None
         self.stop_at: int | None = None
+        self._lock = ExitStack()
+        self._has_lock = False
+        self._begins_anew = False
 
-    def check_free(self) -> None:
-        """Raise FileExistsError if there is something in the folder: no run is overwritten."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise FileExistsError(
-                f"The run folder {self.path} exists and is not empty; no run is overwritten. "
-                "Choose another with --log-dir, or move or delete it."
-            )
+    def lock(self) -> None:
+        """Keep every other process from writing here, until :meth:`release`.
+
+        Before anything in a folder is changed or removed.
+
+        Raises:
+            CheckpointError: If another process trains into the folder.
+            ConfigError: If files would be written through a symbolic link.
+        """
+        if not self._has_lock:
+            check_links(self.path, not self.config.exists() or is_recorded(self.config))
+            self._lock.enter_context(locked(self.checkpoints))
+            self._has_lock = True
+
+    def release(self) -> None:
+        """Let other processes write here."""
+        self._lock.close()
+        self._has_lock = False
 
     def check_run(self) -> None:
         """Raise ConfigError if this is no folder of a run."""
@@ -67,29 +89,68 @@ class RunFolder:
             )  # fmt: skip
 
     def create(self) -> None:
-        """Make the folder, which must be free."""
-        self.check_free()
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Make the folder, which must be free, and lock it."""
+        if not self._begins_anew:
+            check_free(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        if not self._begins_anew:
+            check_free(self.path)  # another process may have been quicker
+
+    def begin_anew(self) -> None:
+        """Remove what a run has written that has nothing to go on from, and no other file.
+
+        Raises:
+            CheckpointError: If another process trains into the folder.
+            ConfigError: If it is not marked as written by train.py, or holds what cannot stay.
+        """
+        self.lock()
+        if run_id(self.config.read_text(encoding="utf-8")) is None:
+            raise ConfigError(
+                [f"{self.path} has no checkpoint to go on from, and no line in {self.config} says "
+                 "that train.py wrote it: nothing in it is removed. Move it away, or choose "
+                 "another folder with --log-dir."]
+            )  # fmt: skip
+        others = remove_written(self.path, keep=(layout.CONFIG,))
+        kept = f" It keeps {', '.join(map(str, others))}." if others else ""
+        print(f"{self.path} was stopped before its first checkpoint: it begins anew.{kept}")
+        self._begins_anew = True
+
+    def remove(self) -> None:
+        """Remove a run in which nothing was learned; what is not of train.py stays."""
+        with contextlib.suppress(ConfigError):  # it would hide why nothing was learned
+            remove_folder(self.path)
 
     def describe(self, config: RunConfig) -> None:
-        """Write ``config.yaml`` and ``environment.json``."""
-        self.config.write_text(dump_yaml(config), encoding="utf-8")
+        """Write ``config.yaml`` and ``environment.json``, and record the run as our own."""
+        text = sign(dump_yaml(config), uuid.uuid4().hex)
+        write_whole(self.config, text)
+        record(text)
         environment = {
             "time": datetime.now().astimezone().isoformat(timespec="seconds"),
             "command": [sys.executable, *sys.argv],
             **describe_machine(config.device),
         }
-        text = json.dumps(environment, indent=2)
-        self.environment.write_text(text + "\n", encoding="utf-8")
+        write_whole(self.environment, json.dumps(environment, indent=2) + "\n")
 
-    def values(self) -> dict[str, Any]:
-        """Return what ``config.yaml`` says, unchecked."""
-        values: dict[str, Any] = read_yaml(self.config.read_text(encoding="utf-8"))
-        return values
+    def values(self, trust: bool = False) -> dict[str, Any]:
+        """Return what ``config.yaml`` says, unchecked, for a run that may be built.
 
-    def read_config(self) -> RunConfig:
-        """Return the configuration that ``config.yaml`` holds."""
-        return parse_config(self.values())
+        Raises:
+            ConfigError: See :func:`~experiments.trust.read_config_file`.
+        """
+        return read_config_file(self.config, trust)
+
+    def read_config(self, trust: bool = False) -> RunConfig:
+        """Return the configuration that ``config.yaml`` holds, as :meth:`values` does."""
+        return self.parsed(self.values(trust))
+
+    def parsed(self, values: Mapping[str, Any]) -> RunConfig:
+        """Check values of ``config.yaml``; faults name the file."""
+        try:
+            return parse_config(values)
+        except ConfigError as error:
+            raise ConfigError([f"{self.config}: {fault}" for fault in error.faults]) from None
 
     def logger(self, tables: bool) -> Logger:
         """Return SB3's logger to ``progress.csv``, TensorBoard and, as tables, the terminal."""
@@ -99,26 +160,57 @@ class RunFolder:
         return logger
 
     def save(self, model: BaseAlgorithm) -> None:
-        """Write ``model.zip``, and ``vecnormalize.pkl`` where it is used."""
-        model.save(self.model)
-        normalize = model.get_vec_normalize_env()
-        if normalize is not None:
-            normalize.save(str(self.vecnormalize))
+        """Write ``model.zip``, and its normalisation where it is used."""
+        save_model(model, self.model)
 
     def finish(self, model: BaseAlgorithm, outcome: Mapping[str, float | None]) -> None:
         """Write ``result.json``, which says that the run has come to its end."""
         values = {"num_timesteps": model.num_timesteps, **outcome}
-        self.result.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_whole(self.result, json.dumps(values, indent=2) + "\n")
+
+    def end(self) -> int | None:
+        """Return the step at which the run came to its end; None if it did not, or files are cut.
+
+        Such a run goes on from its last checkpoint, which writes the files again.
+        """
+        if not self.result.is_file():
+            return None
+        try:
+            step = json.loads(self.result.read_text(encoding="utf-8"))["num_timesteps"]
+            if type(step) is not int:
+                raise TypeError(f"`num_timesteps` is {step!r}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            print(f"{self.result} is damaged ({error!r}): the run counts as unfinished.")
+            return None
+        return step
 
     def branch_checkpoint(self) -> Path | None:
         """Return the checkpoint that the run has branched off, None if it is no branch."""
-        branch = self.values().get("branch")
-        return Path(branch["checkpoint"]) if branch else None
+        branch = plain_values(self.config).get("branch")
+        if branch is None:
+            return None
+        try:
+            path = Path(branch["checkpoint"])
+            layout.checkpoint_step(path)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError([f"{self.config}: `branch` is damaged: {error!r}"]) from error
+        return path
 
-    def normalization_of(self, model: Path) -> Path | None:
-        """Return the statistics that belong to one of the folder's models, if there are any."""
-        path = layout.vecnormalize_of(model)
-        return path if path.exists() else None
+
+def save_model(model: BaseAlgorithm, path: Path) -> None:
+    """Write a model's zip file and, where it is used, its normalisation: each whole or not at all.
+
+    Args:
+        model: The model.
+        path: Its place in a run folder, which says where the normalisation goes.
+    """
+    with replacing(path) as file:
+        model.save(file)
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None:
+        with replacing(layout.vecnormalize_of(path)) as file:
+            pickle.dump(normalize, file)  # as VecNormalize.save() does: plain SB3 loads it
+        save_statistics(normalize, layout.statistics_of(path))
 
 
 def default_path(config: RunConfig, root: str | Path = "runs") -> Path:
@@ -127,33 +219,6 @@ def default_path(config: RunConfig, root: str | Path = "runs") -> Path:
     env = config.env.replace("/", "-").replace(":", "-")
     time = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path(root) / f"{config.algo}_{env}_{intervention}_s{config.seed}_{time}"
-
-
-def find_run(path: str | Path) -> tuple[RunFolder, Path]:
-    """Return a run folder and the model in it to play.
-
-    Args:
-        path: A run folder, whose final model is taken, or else its best or latest checkpoint; or
-            one of the zip files in it.
-
-    Raises:
-        ConfigError: If there is no run, or no model in it.
-    """
-    path = Path(path)
-    if path.suffix == ".zip" and path.is_file():
-        in_checkpoint = path.parent.parent.name == layout.CHECKPOINTS
-        folder = RunFolder(path.parents[2] if in_checkpoint else path.parent)
-        models = [path]
-    else:
-        folder = RunFolder(path)
-        saved = sorted(
-            folder.checkpoints.glob(f"*/{layout.MODEL}"), key=lambda p: p.stat().st_mtime
-        )
-        models = [p for p in (folder.model, folder.best_model, *saved[::-1]) if p.exists()]
-    folder.check_run()
-    if not models:
-        raise ConfigError([f"{path} has no model yet: no model.zip, best_model.zip or checkpoint."])
-    return folder, models[0]
 
 
 def record_config(model: BaseAlgorithm, config: RunConfig) -> None:

@@ -10,8 +10,10 @@ from experiments.flags import Args, check_combination, overridden, read_configs
 from experiments.folder import RunFolder, default_path
 from experiments.interventions import check_arm_name, entries, names
 from experiments.outcome import USER_ERRORS, report_error
+from experiments.own_files import check_free
 from experiments.plain_yaml import ConfigError
 from experiments.training import train
+from experiments.trust import plain_values
 from experiments.watch import watch
 from fire_rl.checkpoints.store import check, checkpoints, latest
 from fire_rl.runs.layout import seed_folder
@@ -26,13 +28,15 @@ def launch(args: Args) -> int:
             return 0
         if args.arms is not None:
             return experiment(args)
+        if args.resume is not None and is_finished(args.resume):
+            return 0
         plan = planned(args)
         if args.print_config:
             print(dump_yaml(plan[0][0]), end="")
             return 0
         for _, folder in plan:
             if args.resume is None:
-                folder.check_free()
+                check_free(folder.path)
     except USER_ERRORS as error:
         return report_error(error, args)
     for config, folder in plan:
@@ -42,10 +46,23 @@ def launch(args: Args) -> int:
     return 0
 
 
+def is_finished(path: Path) -> bool:
+    """Tell whether a run has come to its end, and say so: then nothing in it is touched."""
+    folder = RunFolder(path)
+    is_whole = folder.model.is_file() and checkpoints(folder.checkpoints)
+    step = folder.end() if is_whole else None
+    if step is not None:
+        print(
+            f"{path} has come to its end, after {step:,} steps: there is nothing to go on with. "
+            f"--branch-from {folder.checkpoints}/STEP begins a new run from one of its checkpoints."
+        )
+    return step is not None
+
+
 def planned(args: Args) -> list[tuple[RunConfig, RunFolder]]:
     """Return the runs that the flags ask for: a resumed one, a branch, or one for each seed."""
     if args.resume is not None:
-        return [resumed(args.resume)]
+        return [resumed(args.resume, args.trust)]
     if args.branch_from is not None:
         return [branched(args.branch_from, args)]
     return [(config, run_folder(config, args)) for config in read_configs(args)]
@@ -58,21 +75,27 @@ def run_folder(config: RunConfig, args: Args) -> RunFolder:
     return RunFolder(seed_folder(args.log_dir, config.seed) if args.seeds > 1 else args.log_dir)
 
 
-def resumed(path: Path) -> tuple[RunConfig, RunFolder]:
+def resumed(path: Path, trust: bool = False) -> tuple[RunConfig, RunFolder]:
     """Return the configuration and the folder of a run that goes on from its last checkpoint.
 
     Raises:
-        ConfigError: If it is no run, or has no checkpoint.
+        ConfigError: If it is no run, has no whole checkpoint, or names code that is not trusted.
     """
     folder = RunFolder(path)
     folder.check_run()
+    config = folder.read_config(trust)
     folder.resume_from = latest(folder.checkpoints)
     if folder.resume_from is None:
+        if found := checkpoints(folder.checkpoints):
+            raise ConfigError(
+                [f"{path} has no whole checkpoint: {', '.join(p.name for p in found)} in "
+                 f"{folder.checkpoints} are damaged. Put their files back, or train anew."]
+            )  # fmt: skip
         raise ConfigError(
             [f"{path} has no checkpoint: it was stopped before the first one. Train anew: python "
              f"train.py --config {folder.config} --log-dir NEW_FOLDER"]
         )  # fmt: skip
-    return folder.read_config(), folder
+    return config, folder
 
 
 def branched(path: Path, args: Args) -> tuple[RunConfig, RunFolder]:
@@ -88,14 +111,16 @@ def branched(path: Path, args: Args) -> tuple[RunConfig, RunFolder]:
         raise ConfigError([f"{path} holds several checkpoints: give {found[-1]}, for example."])
     origin = RunFolder(path)
     if origin.config.exists():  # a run: its newest checkpoint
-        _, origin = resumed(path)
+        _, origin = resumed(path, args.trust)
         checkpoint = origin.resume_from
         assert checkpoint is not None
+        saved = plain_values(origin.config)
     else:
         origin = RunFolder(path.parent.parent)
         origin.check_run()
+        saved = origin.values(args.trust)
         checkpoint = check(path)
-    values = overridden(origin.values(), args)
+    values = overridden(saved, args)
     intervention = values.get("intervention")
     if args.every is not None or args.at:
         intervention = [{**e, "schedule": values["schedule"]} for e in entries(intervention)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,19 +18,24 @@ from fire_rl import RunCheckpointCallback, TrainingStopped
 
 
 def train(config: RunConfig, folder: RunFolder, args: Args) -> int:
-    """Build one run and let it learn; return the exit code."""
+    """Build one run and let it learn; return the exit code. The folder is locked meanwhile."""
     resuming = folder.resume_from is not None
     try:
-        run = build(config, folder, args)
-    except Exception as error:  # SB3 and the environments refuse bad values in many ways
-        return report_error(error, args)
-    try:
-        return learn(run, args)
-    except Exception as error:
-        if run.model.num_timesteps > 0 or resuming:
-            raise
-        shutil.rmtree(folder.path)  # nothing was learned, nothing is lost
-        return report_error(error, args)
+        try:
+            if resuming:
+                folder.lock()
+            run = build(config, folder, args)
+        except Exception as error:  # SB3 and the environments refuse bad values in many ways
+            return report_error(error, args)
+        try:
+            return learn(run, args)
+        except Exception as error:
+            if run.model.num_timesteps > 0 or resuming:
+                raise
+            folder.remove()  # nothing was learned, nothing is lost
+            return report_error(error, args)
+    finally:
+        folder.release()
 
 
 def learn(run: Run, args: Args) -> int:
@@ -63,22 +68,36 @@ def learn(run: Run, args: Args) -> int:
         raise failure
     seconds = time.perf_counter() - start
     patient = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would cut the zip
-    run.folder.save(model)
-    outcome = results(model, run.callbacks, seconds)
-    if ending == "finished":
-        record_outcome(model, config, outcome)
-        run.folder.finish(model, outcome)
-    model.logger.close()
-    for env in run.environments:
-        with contextlib.suppress(OSError, EOFError):  # Ctrl-C ends the worker processes, too
-            env.close()
-    print_summary(run.folder, model, ending, seconds, outcome)
-    signal.signal(signal.SIGINT, patient)
+    try:
+        _save_end(run, ending, seconds)
+    except Exception as later:
+        if failure is None:
+            raise
+        print(f"What was learned could not be saved, either: {later}", file=sys.stderr)
+    finally:
+        signal.signal(signal.SIGINT, patient)
     if failure is not None:
         raise failure
     if ending in ("finished", "stopped to branch"):
         return 0
     return 128 + (received[0] if received else signal.SIGINT)
+
+
+def _save_end(run: Run, ending: str, seconds: float) -> None:
+    """Save the model and what it came to, close everything, and sum up."""
+    model = run.model
+    try:
+        run.folder.save(model)
+        outcome = results(model, run.callbacks, seconds)
+        if ending == "finished":
+            record_outcome(model, run.config, outcome)
+            run.folder.finish(model, outcome)
+    finally:
+        model.logger.close()
+        for env in run.environments:
+            with contextlib.suppress(OSError, EOFError):  # Ctrl-C ends the worker processes, too
+                env.close()
+    print_summary(run.folder, model, ending, seconds, outcome)
 
 
 @contextlib.contextmanager

@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
 import envs
-from agents import load_agent
-from experiments.build import is_deterministic, make_env
+from experiments.build import EVAL_SEED_OFFSET, is_deterministic, make_env
 from experiments.evaluation import evaluator
 from experiments.flags import Args
-from experiments.folder import find_run
-from experiments.plain_yaml import ConfigError
+from experiments.saved_models import build_for_play, find_models, load_first
 
 
 def watch(path: Path, args: Args) -> None:
-    """Play episodes of a trained agent, print their returns, write videos."""
-    folder, model_path = find_run(path)
-    config = folder.read_config()
-    env = make_env(
-        config,
-        1,
-        training=False,
-        normalize=False,
-        render_mode=None if args.video is None else "rgb_array",
-        **({} if args.seed is None else {"seed": args.seed}),
-    )
-    if config.normalize:
-        statistics = folder.normalization_of(model_path)
-        if statistics is None:
-            raise ConfigError([f"{model_path} needs its vecnormalize.pkl, which is not there."])
-        env = VecNormalize.load(str(statistics), env)
-        env.training = env.norm_reward = False
-    model = load_agent(config.algo, model_path)
+    """Play episodes of a trained agent, print their returns, write videos.
+
+    Weights and statistics are read as data: a run folder of somebody else runs no code.
+    """
+    folder, models = find_models(path)
+    config = folder.read_config(args.trust)
+    seed = config.seed + EVAL_SEED_OFFSET if args.seed is None else args.seed
+    render_mode = None if args.video is None else "rgb_array"
+    env = make_env(config, 1, training=False, render_mode=render_mode, seed=seed)
+    model = build_for_play(config, env)
+    env.seed(seed)  # the agent has given it the training's
+    used = load_first(model, env, models)
     if config.tasks is not None:  # the one that it was trained on last
-        envs.set_task(env, (model.num_timesteps - 1) // config.tasks.every)
+        envs.set_task(env, max(model.num_timesteps - 1, 0) // config.tasks.every)
     fps = envs.frames_per_second(config.env, config.env_options, env)
-    print(f"{model_path}: {config.algo} on {config.env}, {model.num_timesteps:,} steps of training")
+    print(f"{used}: {config.algo} on {config.env}, {model.num_timesteps:,} steps of training")
     returns, lengths = play(model, env, args.episodes, is_deterministic(config), args.video, fps)
     env.close()
     print(f"\n{'episode':>7} {'return':>12} {'length':>8}")
@@ -68,7 +61,7 @@ def play(
         env: One evaluation environment; made with ``render_mode="rgb_array"`` for videos.
         episodes: How many.
         deterministic: Whether to take the policy's most likely action.
-        video: Folder for ``episode-1.mp4`` and so on; None for no videos.
+        video: Folder for ``episode-1.mp4`` and so on, the first that is free; None for no videos.
         fps: Frames a second of the videos, one frame an agent step.
 
     Returns:
@@ -141,15 +134,20 @@ class _Recorder:
         assert isinstance(frame, np.ndarray), "the environment has no rgb_array rendering"
         return frame
 
+    def _path(self) -> Path:
+        return self.folder / f"episode-{self.episode}.mp4"
+
     def _open(self, frame: np.ndarray) -> Generator[None, Any, None]:
         try:
             from imageio_ffmpeg import write_frames
         except ImportError:
             raise ImportError("Videos need imageio-ffmpeg: pip install -e '.[train]'") from None
         self.episode += 1
+        while os.path.lexists(self._path()):  # an earlier video, or somebody's link
+            self.episode += 1
         height, width = frame.shape[:2]
         writer: Generator[None, Any, None] = write_frames(
-            str(self.folder / f"episode-{self.episode}.mp4"),
+            str(self._path()),
             (width, height),
             fps=self.fps,
             macro_block_size=2,  # H.264 wants even sizes; the default of 16 would rescale 210 rows

@@ -1,17 +1,25 @@
 """Fixtures of several files."""
 
+import atexit
 import multiprocessing
+import os
+import shutil
 import sys
+import tempfile
 
 import pytest
 
-import train
-from tests.compatibility.page import (  # noqa: F401  # hooks
+# Before the helpers are imported, which hand the environment on: train.py's list of our own runs.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fire_rl_state_")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
+
+import train  # noqa: E402
+from tests.compatibility.page import (  # noqa: E402, F401  # hooks
     pytest_addoption,
     pytest_collection_modifyitems,
     pytest_configure,
 )
-from tests.helpers.runs import train_here
+from tests.helpers.runs import train_here  # noqa: E402
 
 # Worker processes of environments are forked off one that has imported these already: each would
 # take two seconds for it.
@@ -26,6 +34,11 @@ RUN = (
     "agent.policy_kwargs.net_arch=[8]", "agent.policy_kwargs.activation_fn=relu",
     "tasks={change: permutation, every: 256, evaluate_earlier: 1, evaluate_episodes: 1}",
     "metrics.every=128", "metrics.probe_size=32", "eval=null", "checkpoint=null",
+)  # fmt: skip
+SHORT = (
+    "--algo", "dqn", "--env", "CartPole-v1", "-n", 700, "--device", "cpu", "--set",
+    "agent.learning_starts=50", "agent.buffer_size=500", "checkpoint.every=200", "eval=null",
+    "metrics=null", "agent.policy_kwargs.net_arch=[8]",
 )  # fmt: skip
 ARMS = {
     "none": (),
@@ -42,6 +55,20 @@ def real_runs(tmp_path_factory):
             folder = root / arm / f"s{seed}"
             assert train_here(*RUN, *options, f"seed={seed}", "--log-dir", folder) == 0
     return root
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A short run of DQN with checkpoints at 400 and 600 steps; to be copied."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert train_here(*SHORT, "--log-dir", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    """A copy of it that a test may change."""
+    return shutil.copytree(finished_run, tmp_path / "run")
 
 
 @pytest.fixture

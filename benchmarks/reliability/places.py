@@ -15,7 +15,7 @@ from benchmarks.common import ROOT
 from benchmarks.reliability.damage import CONFIG, INTERVENTION
 from benchmarks.reliability.records import compare
 from benchmarks.reliability.trial import Ending, Trial, train_py
-from fire_rl.checkpoints.store import locked
+from fire_rl.checkpoints.folder import locked
 from fire_rl.runs import layout
 
 SIZES = (100, 200, 300, 400, 600, 800, 1_200)  # KB of a file system that fills up

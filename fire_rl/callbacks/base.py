@@ -72,7 +72,7 @@ class RolloutCallback(BaseCallback):
                 not forward them, and the message says which.
         """
         if not self._rollout_started:
-            raise RuntimeError(_without_rollout_start(self))
+            raise RuntimeError(_without_rollout_start(self, self._training))
         return super().on_step()
 
     def _on_step(self) -> bool:
@@ -144,12 +144,16 @@ def check_place(callback: BaseCallback) -> None:
                     raise RuntimeError(misplaced(callback, type(wrapper).__name__))
 
 
-def _without_rollout_start(callback: BaseCallback) -> str:
-    """Say why no rollout start came before a step: of the algorithm, or of what is around."""
+def _without_rollout_start(callback: BaseCallback, reached: bool) -> str:
+    """Say why no rollout start came before a step: of the algorithm, or of what is around.
+
+    Args:
+        callback: The callback.
+        reached: Whether the start of the training has reached it.
+    """
     root = callback.locals.get("callback")
     paths = callback_paths(root) if isinstance(root, BaseCallback) else [(callback,)]
     around = next((path[:-1] for path in paths if path[-1] is callback), None)
-    reached = getattr(callback, "_training", True)  # by the start of the training
     if not reached or around is None or not all(isinstance(w, CallbackList) for w in around):
         return misplaced(callback, "a callback that forwards no rollout hooks")
     name = type(callback.model).__name__

@@ -11,8 +11,9 @@ A run folder::
     interventions.jsonl              a line for each report of an intervention
     continual.csv                    evaluations at the end of each task
     evaluations.npz                  SB3's EvalCallback
-    model.zip, vecnormalize.pkl      the model at the end, and its normalisation
-    best_model.zip, best_vecnormalize.pkl  the best one in evaluations
+    model.zip                        the model at the end
+    vecnormalize.pkl, vecnormalize.npz  its normalisation, for plain SB3 and as plain numbers
+    best_model.zip, best_vecnormalize.*  the best one in evaluations
     checkpoints/STEP/                or STEP.AGAIN; complete once it has a manifest.json
     checkpoints/finished.json        the training that wrote the last of them has come to its total
     checkpoints/event_files.json     the TensorBoard files that this training has begun
@@ -29,6 +30,7 @@ An experiment of several arms::
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 CONFIG = "config.yaml"
@@ -51,6 +53,8 @@ MODEL = "model.zip"
 BEST_MODEL = "best_model.zip"
 VECNORMALIZE = "vecnormalize.pkl"
 BEST_VECNORMALIZE = "best_vecnormalize.pkl"
+STATISTICS = "vecnormalize.npz"
+BEST_STATISTICS = "best_vecnormalize.npz"
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
@@ -64,6 +68,20 @@ RECOVERY_TABLE = "recovery.md"
 
 # A folder with one of these is a run of which a report can be made.
 RUN_DATA = (EVENTS, PROGRESS, MONITORS, EPISODES)
+
+# What train.py writes into a run folder, as patterns of paths; nothing else in it is ever removed.
+_STEPS = (f"{CHECKPOINTS}/[0-9]*", f"{CHECKPOINTS}/.[0-9]*.tmp")
+_FILES = (
+    CONFIG, ENVIRONMENT, RESULT, PROGRESS, EPISODES, CONTINUAL, INTERVENTIONS, EVALUATIONS, MODEL,
+    BEST_MODEL, VECNORMALIZE, BEST_VECNORMALIZE, STATISTICS, BEST_STATISTICS,
+)  # fmt: skip
+WRITTEN = (
+    *_FILES, *(f".{name}.tmp" for name in _FILES), EVENTS.replace("*", "[0-9]*"),
+    f"{CHECKPOINTS}/.lock", f"{CHECKPOINTS}/replay/*.zst",
+    *(f"{CHECKPOINTS}/{form}" for name in (FINISHED, EVENT_FILES) for form in (name, f".{name}.tmp")),
+    *(f"{step}/{name}" for step in _STEPS for name in (MANIFEST, MODEL, VECNORMALIZE)),
+    *(f"{step}/state/*.{kind}" for step in _STEPS for kind in ("json", "npz", "pt")),
+)  # fmt: skip
 
 _CHECKPOINT = re.compile(r"(\d+)(?:\.(\d+))?")
 _SEED = re.compile(r"s(\d+)")
@@ -105,6 +123,20 @@ def vecnormalize_of(model: str | Path) -> Path:
     """Return where the normalisation that belongs to a model's zip file is kept, if it has one."""
     path = Path(model)
     return path.with_name(BEST_VECNORMALIZE if path.name == BEST_MODEL else VECNORMALIZE)
+
+
+def statistics_of(model: str | Path) -> Path:
+    """Return where the same normalisation is kept as plain numbers."""
+    return vecnormalize_of(model).with_suffix(Path(STATISTICS).suffix)
+
+
+def is_written(path: str | Path) -> bool:
+    """Tell whether a path, relative to a run folder, is one of :data:`WRITTEN`."""
+    parts = Path(path).parts
+    patterns = (Path(pattern).parts for pattern in WRITTEN)
+    return any(
+        len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern)) for pattern in patterns
+    )
 
 
 def seed_folder(root: str | Path, seed: int) -> Path:

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from typing import Any
 def whole_file(path: Path) -> Iterator[Path]:
     """Write a file by rename: yield where to write, and put that into place at the end.
 
-    After an error the file is as it was, and an ``OSError`` names it.
+    After an error or a kill the file is as it was, and an ``OSError`` names it. A symbolic link at
+    ``path`` is replaced, and not followed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with naming(path):
+            temporary.unlink(missing_ok=True)  # of a killed process; no link is followed, either
             yield temporary
             os.replace(temporary, path)
     except BaseException:
@@ -28,10 +31,19 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[BufferedWriter]:
+    """Open a file for writing that takes the place of ``path`` at the end: :func:`whole_file`."""
+    with whole_file(path) as temporary, temporary.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file by rename, see :func:`whole_file`."""
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:

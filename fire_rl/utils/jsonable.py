@@ -21,5 +21,8 @@ def without_nan(value: Any) -> Any:
 
 
 def append_json(path: Path, entry: Mapping[str, Any]) -> None:
-    """Append one line to a file of JSON lines; NaN becomes null, for JSON has none."""
+    """Append one line to a file of JSON lines; NaN becomes null, for JSON has none.
+
+    A last line that a kill has cut short stays a line of its own.
+    """
     append_whole(path, json.dumps(without_nan(entry)) + "\n")

@@ -205,10 +205,12 @@ def test_play_restores_the_normalisation_and_takes_any_model_of_the_run(
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # as if it were not installed
     code, _, err = main("--play", folder, "--video", tmp_path / "video")
     assert (code, "Videos need imageio-ffmpeg: pip install" in err) == (2, True)
-    (folder / "vecnormalize.pkl").unlink()
-    code, _, err = main("--play", folder)
+    (folder / "vecnormalize.pkl").unlink()  # for plain SB3 only
+    assert main("--play", folder, "--episodes", 1)[0] == 0
+    (folder / "vecnormalize.npz").unlink()
+    code, _, err = main("--play", folder / "model.zip")
     assert code == 2
-    assert "vecnormalize.pkl" in err
+    assert "vecnormalize.npz" in err
 
 
 # -------------------------------------------------------------------------------------- errors
