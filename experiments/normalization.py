@@ -9,7 +9,8 @@ import numpy as np
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
-from fire_rl.checkpoints.env_state import restore_attributes
+from fire_rl.checkpoints.class_lookup import name_of
+from fire_rl.checkpoints.object_restore import restore
 from fire_rl.checkpoints.safe_tree import read_tree
 from fire_rl.utils.files import replacing
 
@@ -48,10 +49,12 @@ def load_from_checkpoint(normalize: VecNormalize, state: Path) -> None:
         ValueError: If it is damaged, or has none of such observations.
     """
     try:
-        wrappers = read_tree(state)["training"]["env"]["wrappers"]
-        (saved,) = [one for one in wrappers if one["class"] == VecNormalize.__name__]
+        nodes = read_tree(state)["training"]["env"]["venv"]["nodes"]
+        (saved,) = [node for node in nodes if node.get("class") == name_of(VecNormalize)]
         expected = {key: one.mean.shape for key, one in _of_observations(normalize).items()}
-        restore_attributes(normalize, {"obs_rms": saved["state"]["obs_rms"]})
+        problems, _ = restore(nodes, normalize.obs_rms, saved["attributes"]["obs_rms"]["ref"])
+        if problems:
+            raise ValueError(problems[0].text)
         for key, statistics in _of_observations(normalize).items():
             _set(statistics, {number: getattr(statistics, number) for number in _NUMBERS})
             if statistics.mean.shape != expected[key]:

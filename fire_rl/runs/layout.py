@@ -78,7 +78,8 @@ _FILES = (
 WRITTEN = (
     *_FILES, *(f".{name}.tmp" for name in _FILES), EVENTS.replace("*", "[0-9]*"),
     f"{CHECKPOINTS}/.lock", f"{CHECKPOINTS}/replay/*.zst",
-    *(f"{CHECKPOINTS}/{form}" for name in (FINISHED, EVENT_FILES) for form in (name, f".{name}.tmp")),
+    *(f"{CHECKPOINTS}/{name}" for name in (FINISHED, EVENT_FILES)),
+    *(f"{CHECKPOINTS}/.{name}.tmp" for name in (FINISHED, EVENT_FILES)),
     *(f"{step}/{name}" for step in _STEPS for name in (MANIFEST, MODEL, VECNORMALIZE)),
     *(f"{step}/state/*.{kind}" for step in _STEPS for kind in ("json", "npz", "pt")),
 )  # fmt: skip
