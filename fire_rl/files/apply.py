@@ -20,7 +20,7 @@ from fire_rl.files.formats import (
     same_content,
 )
 from fire_rl.files.rebuild import Hint, build_skeleton, identity
-from fire_rl.files.recognise import make_stand_in
+from fire_rl.files.recognise import ForeignPolicyError, make_stand_in
 from fire_rl.interventions import FIRE, make_intervention
 from fire_rl.interventions.on_modules import intervene_
 from fire_rl.interventions.report import InterventionReport, LayerChange
@@ -111,6 +111,8 @@ def operate_on_file(
     if algorithm is None:
         try:
             stand_in = make_stand_in(file)
+        except ForeignPolicyError:
+            raise
         except ValueError as error:
             raise ValueError(
                 f"{error} The tensors alone do not say what it computes. If you trust whoever made "
@@ -125,7 +127,7 @@ def operate_on_file(
             return _saved(model, file)
 
     report = apply_intervention(model, fire, initial=began, seed=seed)
-    before = read_model_file(file.path).content
+    before = read_model_file(file.path, file.limits).content
     changed = {
         member: new
         for member, new in content().items()
@@ -261,7 +263,7 @@ def _check_state_dict_options(fire: FIRE, given: Mapping[str, Any], trusted: boo
 
 
 def _initial_tensors(path: Path, file: ModelFile) -> dict[str, Tensor]:
-    initial = read_model_file(path)
+    initial = read_model_file(path, file.limits)
     if (initial.format == "sb3") != (file.format == "sb3"):
         raise ValueError(f"`--initial` must be of the same kind as `{file.path}`, got `{path}`.")
     found = initial.tensors
