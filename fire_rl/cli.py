@@ -52,9 +52,20 @@ _FIRE = tyro.conf.arg(name="FIRE", constructor=FireFlags, help="")
 _FILE = tyro.conf.arg(metavar="FILE", help_behavior_hint="")
 _REPORT = documented(write_report)
 _SWITCH = tyro.conf.arg(help_behavior_hint="")
-_LIMITS = tyro.conf.OmitArgPrefixes
-_DEFAULT = Limits()
 _POSITIONAL = ("model", "runs")
+
+
+@dataclass(frozen=True)
+class LimitFlags(Limits):
+    """How much memory and time the command may take."""
+
+    max_memory: Annotated[float, tyro.conf.arg(metavar="GB")] = Limits.max_memory
+    """Gigabytes of memory. What a file declares to hold is checked before it is read."""
+    max_seconds: Annotated[float, tyro.conf.arg(metavar="N")] = Limits.max_seconds
+    """Seconds until the command gives up."""
+
+
+_Limits = Annotated[LimitFlags, tyro.conf.OmitArgPrefixes]
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class Inspect:
     model: Annotated[tyro.conf.Positional[Path], _MODEL]
     json: Annotated[bool, _SWITCH] = False
     """Print JSON instead of a table."""
-    limits: Annotated[Limits, _LIMITS] = _DEFAULT
+    limits: _Limits = LimitFlags()
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -109,7 +120,7 @@ class Apply:
     """The same agent as it was before training, for `--source initial`."""
     trust: Annotated[bool, _TRUST] = False
     algo: Annotated[str | None, _ALGO] = None
-    limits: Annotated[Limits, _LIMITS] = _DEFAULT
+    limits: _Limits = LimitFlags()
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -181,7 +192,7 @@ class Report:
     arm: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], _flag("arms", "NAME=GLOB")] = ()
     env: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], _flag("envs", "NAME=GLOB")] = ()
     title: Annotated[str | None, _flag("title", "TITLE")] = None
-    limits: Annotated[Limits, _LIMITS] = _DEFAULT
+    limits: _Limits = LimitFlags()
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -78,8 +78,9 @@ class ModelFile:
     def whole_number(self, name: str) -> int | None:
         """Return a value of SB3's ``data`` if it is a whole number."""
         value = self.data.get(name)
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        return value if is_whole and abs(value) < 2**63 else None
+        if not isinstance(value, int) or isinstance(value, bool):
+            return None
+        return value if abs(value) < 2**63 else None
 
 
 def read_model_file(path: str | Path, limits: Limits | None = None) -> ModelFile:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fire_rl.files.apply import state_dict_layers
-from fire_rl.files.formats import ModelFile, tensors_in
+from fire_rl.files.formats import ModelFile
 from fire_rl.files.layer_state import LayerState, inspect_layer
 from fire_rl.files.rebuild import build_skeleton, identity
 from fire_rl.files.recognise import make_stand_in
+from fire_rl.files.torch_data import tensors_in
 from fire_rl.sb3.model_view import ModelView
 from fire_rl.weights.layers import weight_layers_of
 

@@ -78,7 +78,9 @@ def check_content(content: Any, name: str, limits: Limits) -> None:
             continue
         entries += 1
         if len(stack) > _MAX_DEPTH or len(path) > _MAX_NAME:
-            raise ValueError(f"`{name}`: `{printed(path)}` is nested too deep, or its name is long.")
+            raise ValueError(
+                f"`{name}`: `{printed(path)}` is nested too deep, or its name is long."
+            )
         if entries > _MAX_ENTRIES:
             raise ValueError(f"`{name}` holds more than {_MAX_ENTRIES:,} entries.")
         if isinstance(value, Tensor) and id(value) not in tensors:

@@ -213,7 +213,7 @@ def _spectra(number: int, arm: str, layers: Layers) -> Picture:
         "to the smallest: thick the median over all events of all runs, thin single events. At the "
         "dotted line the layer is an isometry."
     )
-    name = f"spectrum_{number}_{re.sub('[^a-zA-Z0-9]+', '-', arm)}"
+    name = f"spectrum_{number}_{re.sub('[^a-zA-Z0-9]+', '-', arm)[:60]}"
     title = f"Singular values before and after: {arm}"
     return _panels(name, title, caption, list(layers), panel, "singular value")
 

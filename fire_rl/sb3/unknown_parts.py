@@ -18,7 +18,7 @@ def warn_of_unknown_parts(view: ModelView) -> None:
     """
     model, anatomy = view.model, view.anatomy
     policy = type(model.policy).__name__
-    # Targets too: SB3 up to 2.3.2 gives those of DQN and QR-DQN to the optimizer, without gradients.
+    # Targets, too: up to SB3 2.3.2 the optimizer of DQN and QR-DQN holds them, without gradients.
     networks = [n for group in view.groups for n in (group.online, group.target) if n is not None]
     known = {id(tensor) for network in networks for tensor in network.tensors.values()}
     held = {id(p) for o in view.optimizers for held in o.param_groups for p in held["params"]}

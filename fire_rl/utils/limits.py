@@ -28,7 +28,7 @@ class Limits:
 
     Attributes:
         max_memory: Gigabytes of memory. What a file declares to hold is checked before it is read:
-            a quarter of this is the most.
+            a quarter of this is the most, a sixteenth for files of text.
         max_seconds: Seconds until the command gives up.
     """
 
@@ -40,12 +40,12 @@ class Limits:
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"`--{name.replace('_', '-')}` must be above 0, got {value}.")
 
-    def check_size(self, size: int, what: str) -> None:
+    def check_size(self, size: int, what: str, copies: int = _COPIES) -> None:
         """Raise ValueError if so many bytes of content need more memory than there may be."""
-        needed = _COPIES * size / 1e9
+        needed = copies * size / 1e9
         if needed > self.max_memory:
             raise ValueError(
-                f"{what} holds {_amount(size)}, for which about {_amount(_COPIES * size)} of "
+                f"{what} holds {_amount(size)}, for which about {_amount(1e9 * needed)} of "
                 f"memory are needed, and the limit is {self.max_memory:g} GB. If you expect a file "
                 f"of this size, raise it: --max-memory {math.ceil(needed)}."
             )

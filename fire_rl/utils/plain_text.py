@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 # Spreadsheets take a cell that begins so for a formula; some split cells at semicolons, too.
-_FORMULA = re.compile(r"(^|[;\t])(\s*)(?=[=+\-@＝＋－＠])")  # noqa: RUF001  (their wide twins, too)
-_MARKUP = re.compile(r"([\\`*\[\]|~])|(?<!\w)_|_(?!\w)")
+_FORMULA = re.compile(r"(^|[;\t])(\s*)(?=[=+\-@＝＋－＠])")  # and wide twins
+_MARKUP = re.compile(r"[\\`*\[\]~]|(?<!\w)_|_(?!\w)|^[#+=-]")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
@@ -23,7 +23,7 @@ def printable(text: str, limit: int | None = None) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Return Markdown that shows a text as it is: no HTML, no link, no column of a table."""
+    """Return Markdown that shows a text as it is: no HTML, no link, no heading."""
     text = "".join(_HTML.get(c, c) for c in printable(text))
     return _MARKUP.sub(lambda match: f"\\{match[0]}", text)
 
