@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from fire_rl.utils.bounded_yaml import load_yaml
+
 
 class ConfigError(ValueError):
     """A configuration with faults.
@@ -32,11 +34,11 @@ def read_yaml(text: str) -> Any:
     """Read YAML with numbers as people write them: ``1e-3`` is one, too.
 
     Raises:
-        ConfigError: If it is not YAML.
+        ConfigError: If it is not YAML, or its aliases stand for more values than any run has.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        return load_yaml(text, _Loader)
+    except ValueError as error:
         raise ConfigError([f"This is not YAML: {error}"]) from error
 
 

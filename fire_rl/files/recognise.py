@@ -111,14 +111,14 @@ _KINDS = (
         _ON_POLICY_PARTS,
     ),
 )
-# Policies that are known and cannot be worked on in the zip: what begins the names of their tensors,
-# what is missing, and a sentence about them.
+# Policies that are known and cannot be worked on in the zip: what the names of their tensors begin
+# with, what none of them begins with, and what they are.
 _FOREIGN = (
     (
         ("mlp_extractor.shared_net.",),
         (),
-        "a PPO or A2C of SB3 before 2.0 whose actor and critic share layers "
-        "(`mlp_extractor.shared_net`). SB3 since 2.0 cannot load it, with or without --trust",
+        "a PPO or A2C of SB3 before 1.8 whose actor and critic share layers "
+        "(`mlp_extractor.shared_net`). SB3 since 1.8 cannot load it, with or without --trust",
     ),
     (
         ("action_net.",),

@@ -17,7 +17,7 @@ from fire_rl.files.zips import open_zip, printed
 from fire_rl.utils.limits import Limits
 from fire_rl.utils.torch_internals import COMPILED
 
-_MAX_DEPTH, _MAX_ENTRIES, _MAX_NAME = 100, 1_000_000, 1000
+_MAX_DEPTH, _MAX_ENTRIES, _MAX_NAME = 100, 200_000, 1000
 _DTYPES = {
     torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128,
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,

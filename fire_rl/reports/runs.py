@@ -101,9 +101,9 @@ def _no_run(path: Path, trunks: Sequence[Path]) -> str:
         return f"{shown(path)} holds trunks only, whose arms have not been trained yet: {first}."
     there = sorted(printable(child.name) for child in path.iterdir())[:5]
     return (
-        f"{shown(path)} holds no run, nor does any folder in it. A run folder has TensorBoard events "
-        f"({layout.EVENTS}), {layout.PROGRESS}, {layout.EPISODES} or {layout.MONITOR}; there is "
-        f"{', '.join(there) + (', ...' if len(there) == 5 else '') if there else 'nothing'}."
+        f"{shown(path)} holds no run, nor does any folder in it. A run folder has TensorBoard "
+        f"events ({layout.EVENTS}), {layout.PROGRESS}, {layout.EPISODES} or {layout.MONITOR}; "
+        f"there is {', '.join(there) + (', ...' if len(there) == 5 else '') if there else 'nothing'}."
     )
 
 

@@ -39,7 +39,7 @@ def number(value: Any) -> float | None:
 
 
 def step(value: Any) -> int | None:
-    """Return a number of steps, None for what is none: negative, infinite or beyond any training."""
+    """Return a number of steps, None for what is none: negative, infinite or enormous."""
     found = number(value)
     return int(found) if found is not None and 0 <= found <= LAST_STEP else None
 

@@ -239,9 +239,9 @@ def read_events(folder: Path, name: str = layout.INTERVENTIONS) -> list[dict[str
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             entry = from_json(line, with_nan)
-            if isinstance(entry, dict) and "networks" in entry and not entry.get("dry_run"):
-                if _is_report(entry):
-                    reports.append(entry)
+            is_one = isinstance(entry, dict) and "networks" in entry and not entry.get("dry_run")
+            if is_one and _is_report(entry):
+                reports.append(entry)
     return sorted(reports, key=lambda report: report["num_timesteps"])
 
 

@@ -1,0 +1,1 @@
+"""What files, kills and exceptions were tried, and what survived."""
