@@ -7,6 +7,7 @@ runs no code of the file and writes nothing elsewhere.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -283,3 +284,33 @@ def fault_of(arguments: Sequence[str | Path], trap: Path, *, named: Path) -> str
     if code == 2 and ("unexpected" in lines[0] or named.name not in error.getvalue()):
         return f"said: {error.getvalue()[:500]}"
     return ""
+
+
+def mutate_checkpoint(path: Path, rng: random.Random, trap: Path) -> tuple[str, bool]:
+    """Change one file of a checkpoint; return what was done, and whether it was sealed again.
+
+    A sealed one has checksums that fit: only what it holds tells that it is hostile.
+    """
+    manifest = path / "manifest.json"
+    files = sorted(one for one in path.rglob("*") if one.is_file() and one != manifest)
+    one, seal = rng.choice(files), rng.random() < 0.6
+    what = "bytes"
+    raw = one.read_bytes()
+    if one.suffix in (".pt", ".pth") and rng.random() < 0.7:
+        what, raw = mutated_state_dict(raw, rng, trap)
+    elif one.suffix == ".json" and rng.random() < 0.7:
+        what, raw = "text", damaged_text(raw, rng)
+    else:
+        raw = damaged(raw, rng)
+    one.write_bytes(raw)
+    if seal:
+        entries = json.loads(manifest.read_text())
+        for entry in entries["files"]:
+            if entry["file"] == one.name:
+                entry["sha256"] = hashlib.sha256(raw).hexdigest()
+                entry["bytes"] = len(raw)
+        entries.pop("checksum")
+        text = json.dumps(entries, sort_keys=True)
+        entries["checksum"] = hashlib.sha256(text.encode()).hexdigest()
+        manifest.write_text(json.dumps(entries))
+    return f"{one.name}: {what}", seal

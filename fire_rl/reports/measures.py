@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ LayerEvent = Mapping[str, Any]  # what an event did to a layer, as its report sa
 
 DASH = "–"
 BINS = 100
+_MOST_ROLES = 20  # a log may be a stranger's
 # Divisible by 8 for the first eighth of a task, by 4 for its last quarter.
 TASK_BINS = 24
 # The plasticity metrics of a report, in the order of its columns, and those of them that are drawn
@@ -208,7 +208,7 @@ def roles_of(experiment: Experiment) -> list[str]:
     """Return the networks whose plasticity was logged: ``actor``, ``critic``, ..."""
     tags = {tuple(tag.split("/")) for run in experiment.runs for tag in run.scalars}
     found = {parts[1] for parts in tags if len(parts) == 3 and parts[0] == "plasticity"}
-    return sorted(role for role in found if re.fullmatch(r"\w{1,40}", role))
+    return sorted(role for role in found if role.isprintable() and len(role) <= 60)[:_MOST_ROLES]
 
 
 def task_values(experiment: Experiment, arm: str) -> dict[str, Array]:

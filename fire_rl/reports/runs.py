@@ -99,11 +99,12 @@ def _no_run(path: Path, trunks: Sequence[Path]) -> str:
     if trunks:
         first = shown(trunks[0])
         return f"{shown(path)} holds trunks only, whose arms have not been trained yet: {first}."
-    there = sorted(printable(child.name) for child in path.iterdir())[:5]
+    there = sorted(printable(child.name) for child in path.iterdir())
+    what = ", ".join([*there[:5], *(["..."] if there[5:] else [])]) or "nothing"
     return (
         f"{shown(path)} holds no run, nor does any folder in it. A run folder has TensorBoard "
         f"events ({layout.EVENTS}), {layout.PROGRESS}, {layout.EPISODES} or {layout.MONITOR}; "
-        f"there is {', '.join(there) + (', ...' if len(there) == 5 else '') if there else 'nothing'}."
+        f"there is {what}."
     )
 
 

@@ -69,6 +69,11 @@ class Table:
         """Whether a column holds words only: it is aligned to the left."""
         return all(isinstance(row[column], str) for row in self.rows)
 
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns that hold words only."""
+        return [name for name in self.columns if self.is_text(name)]
+
     def without_empty_columns(self) -> Table:
         """Leave out the columns that show no value in any row."""
         kept = [n for n in self.columns if any(show(row[n]) != DASH for row in self.rows)]

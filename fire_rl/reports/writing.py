@@ -70,7 +70,7 @@ def write_report(
     arms: Sequence[str] = (),
     envs: Sequence[str] = (),
     title: str | None = None,
-    limits: Limits | None = None,
+    max_memory: float = Limits.max_memory,
 ) -> Report:
     """Read run folders, compare their arms, write a report.
 
@@ -89,8 +89,7 @@ def write_report(
         envs: ``NAME=GLOB``: all runs whose path ends with the pattern GLOB have the environment
             NAME; for runs that do not record it. Several are possible.
         title: Heading of the page.
-        limits: How large the files of a run may be, by default what
-            :class:`~fire_rl.utils.limits.Limits` says.
+        max_memory: Gigabytes of memory. What a file declares to hold is checked before it is read.
 
     Raises:
         FileNotFoundError: If a folder does not exist.
@@ -101,7 +100,7 @@ def write_report(
     check_choice("--score", score, ("mean", "final"))
     folder = Path(out)
     _check_free(folder)
-    found = read_runs(runs, arms, envs, limits or Limits())
+    found = read_runs(runs, arms, envs, Limits(max_memory=max_memory))
     experiment = make_experiment(found, control=control, target=target, floor=floor, until=until)
     contents = make_tables(experiment, score)
     pictures = [draw_scores(experiment, contents[0], score), *draw_curves(experiment)]

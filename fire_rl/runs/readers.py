@@ -32,6 +32,7 @@ from fire_rl.runs.lines import (
 from fire_rl.utils.limits import Limits
 from fire_rl.utils.plain_text import printable
 
+_LONG_LINE = 20_000_000  # of a report; one event of a large network has a tenth of it
 _SMALL = 300_000  # bytes of a configuration or a result, at most
 # What a report reads; TensorBoard takes every file for events that has this in its name.
 _READ = (
@@ -102,12 +103,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
+        from yaml import SafeLoader
+
         from fire_rl.utils.bounded_yaml import load_yaml
     except ImportError:
         raise ImportError(_missing("PyYAML", path)) from None
     text = read_text(path, _SMALL)
     try:
-        values = load_yaml(text)
+        values = load_yaml(text, SafeLoader)
     except ValueError as error:
         raise ValueError(
             f"{shown(path)} cannot be read as YAML: {printable(str(error), 300)}"
@@ -238,7 +241,7 @@ def read_events(folder: Path, name: str = layout.INTERVENTIONS) -> list[dict[str
     reports = []
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            entry = from_json(line, with_nan)
+            entry = from_json(line, with_nan) if len(line) < _LONG_LINE else None
             is_one = isinstance(entry, dict) and "networks" in entry and not entry.get("dry_run")
             if is_one and _is_report(entry):
                 reports.append(entry)

@@ -9,7 +9,7 @@ import yaml
 _MAX_VALUES, _MAX_DEPTH = 100_000, 50
 
 
-def load_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+def load_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
     """Read YAML, without running code.
 
     Args:
