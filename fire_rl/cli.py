@@ -204,8 +204,7 @@ class Report:
         if not self.runs:
             raise ValueError("RUNS is needed: run folders, or folders of them.")
         options = {**vars(self), "arms": self.arm, "envs": self.env}
-        options["max_memory"] = self.limits.max_memory
-        del options["arm"], options["env"], options["limits"]
+        del options["arm"], options["env"]
         report = write_report(**options)
         shown = [table for table in report.tables if table.name in ("scores", "continual")]
         experiment = report.experiment

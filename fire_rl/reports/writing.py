@@ -58,7 +58,7 @@ class Report:
     files: tuple[str, ...]
 
 
-def write_report(
+def write_report(  # noqa: D417  (`limits` is above: the others are the flags of `fire-rl report`)
     runs: Sequence[str | Path],
     out: str | Path,
     *,
@@ -70,9 +70,12 @@ def write_report(
     arms: Sequence[str] = (),
     envs: Sequence[str] = (),
     title: str | None = None,
-    max_memory: float = Limits.max_memory,
+    limits: Limits | None = None,
 ) -> Report:
     """Read run folders, compare their arms, write a report.
+
+    The folders may be a stranger's: what their files hold is checked against ``limits`` before they
+    are read, by default those of :class:`~fire_rl.utils.limits.Limits`.
 
     Args:
         runs: Run folders, or folders that hold some at any depth.
@@ -89,7 +92,6 @@ def write_report(
         envs: ``NAME=GLOB``: all runs whose path ends with the pattern GLOB have the environment
             NAME; for runs that do not record it. Several are possible.
         title: Heading of the page.
-        max_memory: Gigabytes of memory. What a file declares to hold is checked before it is read.
 
     Raises:
         FileNotFoundError: If a folder does not exist.
@@ -100,7 +102,7 @@ def write_report(
     check_choice("--score", score, ("mean", "final"))
     folder = Path(out)
     _check_free(folder)
-    found = read_runs(runs, arms, envs, Limits(max_memory=max_memory))
+    found = read_runs(runs, arms, envs, limits or Limits())
     experiment = make_experiment(found, control=control, target=target, floor=floor, until=until)
     contents = make_tables(experiment, score)
     pictures = [draw_scores(experiment, contents[0], score), *draw_curves(experiment)]

@@ -238,20 +238,19 @@ def read_events(folder: Path, name: str = layout.INTERVENTIONS) -> list[dict[str
     path = folder / name
     if not path.exists():
         return []
-    reports = []
+    reports: list[dict[str, Any]] = []
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             entry = from_json(line, with_nan) if len(line) < _LONG_LINE else None
-            is_one = isinstance(entry, dict) and "networks" in entry and not entry.get("dry_run")
-            if is_one and _is_report(entry):
+            if isinstance(entry, dict) and _is_report(entry):
                 reports.append(entry)
     return sorted(reports, key=lambda report: report["num_timesteps"])
 
 
 def _is_report(entry: dict[str, Any]) -> bool:
-    """Tell whether an entry has the form of a report; numbers of layers that are missing: NaN."""
-    networks, at = entry["networks"], step(entry.get("num_timesteps"))
-    if at is None or not isinstance(networks, Mapping):
+    """Tell whether an entry reports a change; numbers of layers that are missing become NaN."""
+    networks, at = entry.get("networks"), step(entry.get("num_timesteps"))
+    if at is None or not isinstance(networks, Mapping) or entry.get("dry_run") is True:
         return False
     entry["num_timesteps"] = at
     for network in networks.values():
