@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fire_rl.cli import main
+from fire_rl.runs.layout import MANIFEST
 
 SECONDS = 60.0  # a command that takes longer has no bound
 
@@ -291,7 +292,7 @@ def mutate_checkpoint(path: Path, rng: random.Random, trap: Path) -> tuple[str, 
 
     A sealed one has checksums that fit: only what it holds tells that it is hostile.
     """
-    manifest = path / "manifest.json"
+    manifest = path / MANIFEST
     files = sorted(one for one in path.rglob("*") if one.is_file() and one != manifest)
     one, seal = rng.choice(files), rng.random() < 0.6
     what = "bytes"
