@@ -251,8 +251,10 @@ def _run(command: Command) -> tuple[str, str]:
         with command.limits.enforced():
             return command.run(), ""
     except (ValueError, OSError, ImportError, RecursionError) as error:
+        if isinstance(error, RecursionError):
+            return "", f"{files}: nested too deep to be read."
         named = any(str(path) in str(error) for path in command.paths)
-        strange = isinstance(error, RecursionError | UnicodeError) and not named
+        strange = isinstance(error, UnicodeError) and not named
         return "", f"{files}: {error}" if strange else str(error)
     except OutOfTime:
         seconds = command.limits.max_seconds

@@ -177,9 +177,12 @@ def strange_state(state: Mapping[Any, Any], rng: random.Random, trap: Path) -> t
 
 def mutated_state_dict(raw: bytes, rng: random.Random, trap: Path) -> tuple[str, bytes]:
     """Return what was done to a torch file, and its new content."""
-    if rng.random() < 0.4:
+    kind = rng.random()
+    if kind < 0.25:
         return "bytes", damaged(raw, rng)
-    if rng.random() < 0.1:
+    if kind < 0.5:
+        return "a member's bytes", _with_damaged_member(raw, rng)
+    if kind < 0.55:
         return "a pickle", pickle.dumps(Trap(trap))
     what, state = strange_state(torch.load(io.BytesIO(raw), weights_only=True), rng, trap)
     buffer = io.BytesIO()
@@ -190,9 +193,17 @@ def mutated_state_dict(raw: bytes, rng: random.Random, trap: Path) -> tuple[str,
     return what, buffer.getvalue()
 
 
-def _bomb(raw: bytes, rng: random.Random) -> bytes:
-    """Return a member that unpacks to very much more than it has."""
-    return bytes(20_000_000)
+def _with_damaged_member(raw: bytes, rng: random.Random) -> bytes:
+    """Damage what is in a zip, most often its pickle; the zip itself is whole."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(raw)) as old, zipfile.ZipFile(buffer, "w") as new:
+        names = old.namelist()
+        pickles = [name for name in names if name.endswith("data.pkl")]
+        chosen = rng.choice(pickles if pickles and rng.random() < 0.8 else names)
+        for name in names:
+            content = old.read(name)
+            new.writestr(name, damaged(content, rng) if name == chosen else content)
+    return buffer.getvalue()
 
 
 def mutated_zip(raw: bytes, rng: random.Random, trap: Path) -> tuple[str, bytes]:
@@ -219,7 +230,7 @@ def _member(name: str, raw: bytes, rng: random.Random, trap: Path) -> tuple[str,
         return "missing", None, zipfile.ZIP_STORED
     if rng.random() < 0.1:
         packing = rng.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
-        return "a bomb", _bomb(raw, rng), packing
+        return "a bomb", bytes(20_000_000), packing
     if name.endswith(".pth"):
         return *mutated_state_dict(raw, rng, trap), zipfile.ZIP_DEFLATED
     if name != "data" or rng.random() < 0.5:

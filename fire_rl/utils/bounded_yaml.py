@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-_MAX_VALUES, _MAX_DEPTH = 100_000, 50
+_MAX_VALUES, _MAX_DEPTH, _MAX_DIGITS = 100_000, 50, 1000
 
 
 def load_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
@@ -41,6 +41,8 @@ def _expanded(node: Any, known: dict[int, int], depth: int = 0) -> int:
     if id(node) in known:
         return known[id(node)]
     count = 1
+    if node is not None and node.tag.endswith(":int") and len(node.value) > _MAX_DIGITS:
+        raise ValueError(f"it holds a number of {len(node.value):,} letters")
     if isinstance(node, yaml.CollectionNode):
         parts = node.value
         if isinstance(node, yaml.MappingNode):
