@@ -93,11 +93,10 @@ def _target(name: str) -> str:
 def _optimizers(file: ModelFile) -> dict[str, dict[str, int]]:
     if file.format != "sb3":
         return {}
-    return {
-        member: {
-            "parameters_with_state": len(content.get("state", ())),
-            "tensors": len(tensors_in(content)),
-        }
-        for member, content in file.optimizers.items()
-        if isinstance(content, dict)
-    }
+    found = {}
+    for member, content in file.optimizers.items():
+        if isinstance(content, dict):
+            state = content.get("state")
+            count = len(state) if isinstance(state, Mapping) else 0
+            found[member] = {"parameters_with_state": count, "tensors": len(tensors_in(content))}
+    return found

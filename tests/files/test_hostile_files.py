@@ -191,3 +191,10 @@ def test_the_trap_is_a_real_one(tmp_path):
 
     pickle.loads(pickle.dumps(Trap(tmp_path / "trap")))
     assert (tmp_path / "trap").is_dir()
+
+
+@pytest.mark.parametrize("content", [3, [], {"state": 3}, {"state": {0: 5}}, {"param_groups": [1]}])
+def test_an_optimizer_that_is_none(content, tmp_path):
+    path = tmp_path / "model.zip"
+    path.write_bytes(zipped({**POLICY, "policy.optimizer.pth": packed(content)}))
+    assert fault_of(["inspect", path], tmp_path / "trap", named=path) == ""
