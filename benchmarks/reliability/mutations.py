@@ -170,7 +170,8 @@ def strange_state(state: Mapping[Any, Any], rng: random.Random, trap: Path) -> t
         changed[name] = changed.pop(key, torch.ones(2, 2))
         return f"the name {name!r:.40}", changed
     what = rng.choice(list(STRANGE))
-    tensor = inner if isinstance(inner, Tensor) and inner.numel() else torch.ones(3, 4)
+    tensor = inner if isinstance(inner, Tensor) and inner.ndim and inner.numel() else None
+    tensor = torch.ones(3, 4) if tensor is None else tensor
     changed[key] = STRANGE[what](tensor, trap)
     return what, changed
 
