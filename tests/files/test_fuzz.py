@@ -59,7 +59,7 @@ def check_files(seeds, originals, root):
 
 
 def test_a_few_mutations_of_files(originals, tmp_path):
-    check_files(range(16), originals, tmp_path)
+    check_files(range(10), originals, tmp_path)
 
 
 @pytest.mark.full
