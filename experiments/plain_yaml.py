@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-MAX_VALUES = 100_000  # of a file, aliases written out
+from fire_rl.utils.bounded_yaml import load_yaml
 
 
 class ConfigError(ValueError):
@@ -34,19 +34,11 @@ def read_yaml(text: str) -> Any:
     """Read YAML with numbers as people write them: ``1e-3`` is one, too.
 
     Raises:
-        ConfigError: If it is not YAML, or its aliases make it endless or huge.
+        ConfigError: If it is not YAML, or its aliases stand for more values than any run has.
     """
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if _size(node, {}) > MAX_VALUES:
-            raise ConfigError([f"Its aliases (&a, *a) make more than {MAX_VALUES:,} values of it."])
-        return loader.construct_document(node)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
+        return load_yaml(text, _Loader)
+    except ValueError as error:
         raise ConfigError([f"This is not YAML: {error}"]) from error
 
 
@@ -69,16 +61,6 @@ def set_value(values: dict[str, Any], assignment: str) -> None:
         values[key] = dict(inner) if isinstance(inner, Mapping) else {}
         values = values[key]
     values[keys[-1]] = read_yaml(text)
-
-
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return how many values a node stands for, each alias counted as what it repeats."""
-    if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1  # an alias of what it is in has no end
-        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
-        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
-        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
-    return known[id(node)]
 
 
 class _Loader(yaml.SafeLoader):

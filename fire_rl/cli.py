@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -22,6 +23,8 @@ from fire_rl.files.formats import check_output, read_model_file, write_model_fil
 from fire_rl.files.inspection import inspect_file
 from fire_rl.files.tables import EXPLANATION, inspection_text, surgery_text
 from fire_rl.reports import write_report
+from fire_rl.utils.limits import Limits, OutOfTime
+from fire_rl.utils.plain_text import printable
 from fire_rl.utils.validation import nearest
 from fire_rl.utils.version import VERSION
 
@@ -53,6 +56,19 @@ _POSITIONAL = ("model", "runs")
 
 
 @dataclass(frozen=True)
+class LimitFlags(Limits):
+    """How much memory and time the command may take."""
+
+    max_memory: Annotated[float, tyro.conf.arg(metavar="GB")] = Limits.max_memory
+    """Gigabytes of memory. What a file declares to hold is checked before it is read."""
+    max_seconds: Annotated[float, tyro.conf.arg(metavar="N")] = Limits.max_seconds
+    """Seconds until the command gives up."""
+
+
+_Limits = Annotated[LimitFlags, tyro.conf.OmitArgPrefixes]
+
+
+@dataclass(frozen=True)
 class Inspect:
     """Show the state of every layer of a file.
 
@@ -63,10 +79,16 @@ class Inspect:
     model: Annotated[tyro.conf.Positional[Path], _MODEL]
     json: Annotated[bool, _SWITCH] = False
     """Print JSON instead of a table."""
+    limits: _Limits = LimitFlags()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """What is read."""
+        return (self.model,)
 
     def run(self) -> str:
         """Inspect the file; return what is printed."""
-        inspection = inspect_file(read_model_file(self.model))
+        inspection = inspect_file(read_model_file(self.model, self.limits))
         if self.json:
             return json.dumps(inspection.to_dict(), indent=2)
         return inspection_text(inspection)
@@ -98,10 +120,16 @@ class Apply:
     """The same agent as it was before training, for `--source initial`."""
     trust: Annotated[bool, _TRUST] = False
     algo: Annotated[str | None, _ALGO] = None
+    limits: _Limits = LimitFlags()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """What is read."""
+        return (self.model,) if self.initial is None else (self.model, self.initial)
 
     def run(self) -> str:
         """Write the new file; return what is printed."""
-        file = read_model_file(self.model)
+        file = read_model_file(self.model, self.limits)
         if self.out is None and not self.dry_run:
             raise ValueError("`--out FILE` is needed: where to write the new file (or --dry-run).")
         if self.out is not None:
@@ -164,6 +192,12 @@ class Report:
     arm: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], _flag("arms", "NAME=GLOB")] = ()
     env: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], _flag("envs", "NAME=GLOB")] = ()
     title: Annotated[str | None, _flag("title", "TITLE")] = None
+    limits: _Limits = LimitFlags()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """What is read."""
+        return self.runs
 
     def run(self) -> str:
         """Write the report; return what is printed."""
@@ -197,16 +231,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = _parse(words)
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        try:
-            print(_printable(command.run()))
-            status = 0
-        except (ValueError, OSError, ImportError, RecursionError) as error:
-            _print_to_stderr(_prog(command), f"error: {error}")
-            status = 2
+        output, error = _run(command)
+    if error:
+        for path in map(str, command.paths):
+            error = error.replace(path, printable(path))
+        _print_to_stderr(_prog(command), f"error: {error}")
+    else:
+        print(_printable(output))
     texts = [str(note.message) for note in notes if issubclass(note.category, UserWarning)]
     for text in dict.fromkeys(texts):
         _print_to_stderr(_prog(command), f"note: {text}")
-    return status
+    return 2 if error else 0
+
+
+def _run(command: Command) -> tuple[str, str]:
+    """Run a command within its limits; return what it prints, and the fault if there is one."""
+    files = ", ".join(f"`{path}`" for path in command.paths)
+    try:
+        with command.limits.enforced():
+            return command.run(), ""
+    except (ValueError, OSError, ImportError, RecursionError) as error:
+        if isinstance(error, RecursionError):
+            return "", f"{files}: nested too deep to be read."
+        named = any(str(path) in str(error) for path in command.paths)
+        strange = isinstance(error, UnicodeError) and not named
+        return "", f"{files}: {error}" if strange else str(error)
+    except OutOfTime:
+        seconds = command.limits.max_seconds
+        return "", f"{files}: no end after {seconds:g} seconds. More of them: --max-seconds."
+    except MemoryError:
+        memory = command.limits.max_memory
+        return "", f"{files}: {memory:g} GB of memory are not enough. More of it: --max-memory."
+    except Exception as error:  # a stranger's file may bring up what we have not thought of
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {printable(str(error), 200)}"
+        return "", f"{files}: unexpected {what} ({Path(place.filename).name}:{place.lineno})"
 
 
 def _parse(words: list[str]) -> Command:
@@ -274,7 +333,7 @@ def _print_to_stderr(prog: str, text: str) -> None:
 
 def _printable(text: str) -> str:
     """Replace control characters: names in a stranger's file must not control the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 if __name__ == "__main__":

@@ -63,16 +63,21 @@ def read_tree(folder: Path) -> Any:
     """Read what :func:`write_tree` has written; tensors are on the CPU.
 
     Raises:
-        OSError, ValueError, KeyError or RuntimeError: If a file is missing or damaged.
+        OSError or ValueError: If a file is missing or damaged.
     """
     text = (folder / _TREE).read_text(encoding="utf-8")
-    with np.load(folder / _ARRAYS, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
     try:
+        with (folder / _ARRAYS).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
         tensors = torch.load(folder / _TENSORS, map_location="cpu", weights_only=True)
+        return _decode(json.loads(text), arrays, tensors)
+    except OSError:
+        raise
     except UnpicklingError as error:
         raise ValueError(f"tensors.pt holds something else than tensors: {error}") from error
-    return _decode(json.loads(text), arrays, tensors)
+    except Exception as error:  # a damaged file makes zipfile, numpy, torch or json raise anything
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{folder.name} holds files that are damaged: {what}") from error
 
 
 def _encode(value: Any, arrays: dict[str, NDArray[Any]], tensors: dict[str, torch.Tensor]) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from fire_rl.files.formats import (
     same_content,
 )
 from fire_rl.files.rebuild import Hint, build_skeleton, identity
-from fire_rl.files.recognise import make_stand_in
+from fire_rl.files.recognise import ForeignPolicyError, make_stand_in
 from fire_rl.interventions import FIRE, make_intervention
 from fire_rl.interventions.on_modules import intervene_
 from fire_rl.interventions.report import InterventionReport, LayerChange
@@ -106,26 +108,47 @@ def operate_on_file(
     assert isinstance(fire, FIRE)
     _check_options(fire, options, file, algorithm is not None, initial)
     began = None if initial is None else _initial_tensors(initial, file)
-    if file.format != "sb3":
-        return _operate_on_state_dict(file, fire, began, 0 if seed is None else seed)
+    with _named(file.path):
+        if file.format != "sb3":
+            return _operate_on_state_dict(file, fire, began, 0 if seed is None else seed)
+        return _operate_on_zip(file, fire, began, algorithm, seed)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in an error that does not; torch's of singular matrices are among them."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if str(path) in str(error) and isinstance(error, ValueError):
+            raise
+        raise ValueError(f"`{path}`: {str(error).partition(chr(10))[0]}") from error
+
+
+def _operate_on_zip(
+    file: ModelFile,
+    fire: FIRE,
+    began: Mapping[str, Tensor] | None,
+    algorithm: type[BaseAlgorithm] | None,
+    seed: int | None,
+) -> FileSurgery:
+    content: Callable[[], Mapping[str, Any]]
     if algorithm is None:
         try:
             stand_in = make_stand_in(file)
+        except ForeignPolicyError:
+            raise
         except ValueError as error:
             raise ValueError(
                 f"{error} The tensors alone do not say what it computes. If you trust whoever made "
                 "the file, --trust --algo NAME loads it with SB3, which runs code from it."
             ) from error
-        model, recognised = stand_in.model, stand_in.kind.algorithms
-        content: Callable[[], Mapping[str, Any]] = stand_in.content
+        model, recognised, content = stand_in.model, stand_in.kind.algorithms, stand_in.content
     else:
         model, recognised = _load(file.path, algorithm), algorithm.__name__
-
-        def content() -> Mapping[str, Any]:
-            return _saved(model, file)
-
+        content = partial(_saved, model, file)
     report = apply_intervention(model, fire, initial=began, seed=seed)
-    before = read_model_file(file.path).content
+    before = read_model_file(file.path, file.limits).content
     changed = {
         member: new
         for member, new in content().items()
@@ -261,7 +284,7 @@ def _check_state_dict_options(fire: FIRE, given: Mapping[str, Any], trusted: boo
 
 
 def _initial_tensors(path: Path, file: ModelFile) -> dict[str, Tensor]:
-    initial = read_model_file(path)
+    initial = read_model_file(path, file.limits)
     if (initial.format == "sb3") != (file.format == "sb3"):
         raise ValueError(f"`--initial` must be of the same kind as `{file.path}`, got `{path}`.")
     found = initial.tensors

@@ -12,21 +12,25 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from fire_rl.files.torch_data import check_content, load_tensors, tensors_in
+from fire_rl.files.zips import Archive, open_zip, printed
+from fire_rl.utils.limits import Limits
+
 Format = Literal["sb3", "torch", "safetensors"]
 
 # SB3 before 0.9 called it "tensors.pth" (`common/save_util.py`).
 VARIABLES = ("pytorch_variables.pth", "tensors.pth")
-# What a damaged torch file raises, besides what `weights_only` refuses.
-_DAMAGED = (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError)
+# Stable Baselines 2 (TensorFlow) has these members in its zips.
+_SB2 = {"parameters", "parameter_list"}
+_VERSION = "_stable_baselines3_version"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +45,7 @@ class ModelFile:
         data: The plain values of SB3's ``data``: numbers, words and lists of them; no pickle.
         version: The SB3 version that saved it.
         metadata: The metadata of a safetensors file.
+        limits: How much may be read of it, and of files beside it.
     """
 
     path: Path
@@ -49,6 +54,7 @@ class ModelFile:
     data: Mapping[str, Any] = field(default_factory=dict)
     version: str | None = None
     metadata: Mapping[str, str] | None = None
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -72,66 +78,71 @@ class ModelFile:
     def whole_number(self, name: str) -> int | None:
         """Return a value of SB3's ``data`` if it is a whole number."""
         value = self.data.get(name)
-        return value if isinstance(value, int) and not isinstance(value, bool) else None
+        if not isinstance(value, int) or isinstance(value, bool):
+            return None
+        return value if abs(value) < 2**63 else None
 
 
-def tensors_in(content: Any) -> dict[str, Tensor]:
-    """List the tensors in nested mappings and lists by dotted name, in order."""
-    return dict(_walk("", content))
-
-
-def read_model_file(path: str | Path) -> ModelFile:
+def read_model_file(path: str | Path, limits: Limits | None = None) -> ModelFile:
     """Read the tensors and plain values of a file.
 
     Args:
         path: An SB3 or sb3-contrib zip, a torch file with a state dict (also inside a mapping, as
             in a checkpoint), or a ``.safetensors`` file.
+        limits: How much it may hold; by default what :class:`~fire_rl.utils.limits.Limits` says.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is none of these, is damaged or holds more than plain data.
+        ValueError: If the file is none of these, is damaged or too large, or holds more than plain
+            data.
         ModuleNotFoundError: If safetensors is needed and missing.
     """
-    path = Path(path)
+    path, limits = Path(path), limits or Limits()
     if not path.is_file():
         raise FileNotFoundError(f"There is no file `{path}`.{_nearest_file(path)}")
+    file = _read(path, limits)
+    matrices = [tensor for tensor in file.tensors.values() if tensor.ndim >= 2]
+    limits.check_work(sum(m.numel() * min(m.shape[:2]) for m in matrices), f"`{path}`")
+    return file
+
+
+def _read(path: Path, limits: Limits) -> ModelFile:
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return _read_safetensors(path, limits)
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if "policy.pth" in names:
+        with open_zip(path, str(path), limits) as archive:
+            if "policy.pth" in archive.names:
                 return _read_sb3(path, archive)
-            if "data" in names:
-                raise ValueError(f"`{path}` is a zip of SB3 without `policy.pth`: no weights.")
-        if path.suffix == ".zip" and not any(name.endswith("data.pkl") for name in names):
-            raise ValueError(
-                f"`{path}` is no zip of SB3: it has no `policy.pth`. Expected what "
-                "`model.save(...)` writes."
-            )
+            _check_no_other_zip(path, archive.names)
     elif path.suffix == ".zip":
         raise ValueError(f"`{path}` is no zip file, or a damaged one.")
-    content = load_tensors(path.read_bytes(), str(path))
+    elif path.suffix == ".pkl":
+        raise ValueError(
+            f"`{path}` is a pickle, as Stable Baselines 2 wrote its models, and reading it would "
+            "run code. Expected a zip of Stable-Baselines3 or a state dict of torch (.pt, .pth, "
+            ".safetensors)."
+        )
+    content = load_tensors(path, str(path), limits)
     if not tensors_in(content):
         raise ValueError(f"`{path}` holds no tensors by name: expected a state dict.")
-    return ModelFile(path, "torch", {"": content})
+    return ModelFile(path, "torch", {"": content}, limits=limits)
 
 
-def load_tensors(raw: bytes, name: str) -> Any:
-    """Read a torch file from its bytes, as data only, onto the CPU.
-
-    Raises:
-        ValueError: If it is damaged or holds more than tensors and plain values.
-    """
-    try:
-        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
+def _check_no_other_zip(path: Path, names: list[str]) -> None:
+    """Raise ValueError for zips that hold something else than a torch file."""
+    if {*names} >= _SB2:
         raise ValueError(
-            f"`{name}` is no torch file, is damaged, or holds more than tensors and plain values. "
-            "It was not read any further, and nothing in it was run."
-        ) from error
-    except _DAMAGED as error:
-        raise ValueError(f"`{name}` is no torch file, or a damaged one: {error}") from error
+            f"`{path}` is a zip of Stable Baselines 2: its weights are TensorFlow's. Copy them "
+            "into a policy of Stable-Baselines3 first: https://stable-baselines3.readthedocs.io/"
+            "en/master/guide/migration.html"
+        )
+    if "data" in names:
+        raise ValueError(f"`{path}` is a zip of SB3 without `policy.pth`: no weights.")
+    if path.suffix == ".zip" and not any(name.endswith("data.pkl") for name in names):
+        raise ValueError(
+            f"`{path}` is no zip of SB3: it has no `policy.pth`. Expected what "
+            "`model.save(...)` writes."
+        )
 
 
 def check_output(out: Path, source: Path, force: bool) -> None:
@@ -169,7 +180,7 @@ def write_model_file(file: ModelFile, changed: Mapping[str, Any], out: Path, for
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         if file.format == "sb3":
-            _write_sb3(file.path, changed, temporary)
+            _write_sb3(file, changed, temporary)
         elif file.format == "safetensors":
             content = changed.get("", file.content[""])
             _safetensors().torch.save_file(content, temporary, metadata=file.metadata)
@@ -195,25 +206,28 @@ def same_content(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _read_sb3(path: Path, archive: zipfile.ZipFile) -> ModelFile:
+def _read_sb3(path: Path, archive: Archive) -> ModelFile:
+    weights = [name for name in archive.names if name.endswith(".pth")]
+    archive.check()  # all of them: `apply` copies what it does not read
     content = {}
-    for name in archive.namelist():
-        if name.endswith(".pth"):
-            content[name] = load_tensors(_member(archive, name), f"{path}: {name}")
+    for name in weights:
+        member = f"{path}: {printed(name)}"
+        content[name] = load_tensors(archive.read(name), member, archive.limits)
     if not tensors_in(content["policy.pth"]):
         raise ValueError(f"`{path}: policy.pth` holds no tensors: expected a state dict.")
     version = None
-    if "_stable_baselines3_version" in archive.namelist():
-        version = _member(archive, "_stable_baselines3_version").decode(errors="replace").strip()
-    return ModelFile(path, "sb3", content, _plain_data(archive), version)
+    if _VERSION in archive.names:
+        version = printed(archive.read(_VERSION).decode(errors="replace").strip())
+    data = _plain_data(archive)
+    return ModelFile(path, "sb3", content, data, version, limits=archive.limits)
 
 
-def _plain_data(archive: zipfile.ZipFile) -> dict[str, Any]:
+def _plain_data(archive: Archive) -> dict[str, Any]:
     """Return the values of SB3's ``data`` that are plain JSON; pickles are left out."""
-    if "data" not in archive.namelist():
+    if "data" not in archive.names:
         return {}
     try:
-        values = json.loads(_member(archive, "data"))
+        values = json.loads(archive.read("data"))
     except (ValueError, RecursionError):
         return {}
     if not isinstance(values, dict):
@@ -221,36 +235,36 @@ def _plain_data(archive: zipfile.ZipFile) -> dict[str, Any]:
     return {key: value for key, value in values.items() if not isinstance(value, dict)}
 
 
-def _member(archive: zipfile.ZipFile, name: str | zipfile.ZipInfo) -> bytes:
-    try:
-        return archive.read(name)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
-        raise ValueError(f"`{archive.filename}` is damaged or encrypted: {error}") from error
-
-
-def _write_sb3(source: Path, changed: Mapping[str, Any], temporary: Path) -> None:
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(temporary, "x") as new:
+def _write_sb3(file: ModelFile, changed: Mapping[str, Any], temporary: Path) -> None:
+    source = open_zip(file.path, str(file.path), file.limits)
+    with source as old, zipfile.ZipFile(temporary, "x") as new:
         new.comment = old.comment
-        for info in old.infolist():
-            raw = _member(old, info)
+        for info in old.members:
             if info.filename in changed:
                 buffer = io.BytesIO()
                 torch.save(changed[info.filename], buffer)
-                raw = buffer.getvalue()
-            new.writestr(info, raw)
+                new.writestr(info, buffer.getvalue())
+            else:
+                new.writestr(info, old.read(info))
 
 
-def _read_safetensors(path: Path) -> ModelFile:
+def _read_safetensors(path: Path, limits: Limits) -> ModelFile:
+    limits.check_size(path.stat().st_size, f"`{path}`")
     module = _safetensors()
     try:
         with module.safe_open(path, framework="pt") as opened:
             metadata = opened.metadata()
         content = module.torch.load_file(path)
-    except (module.SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"`{path}` is no safetensors file, or a damaged one: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file makes the package raise anything
+        raise ValueError(
+            f"`{path}` is no safetensors file, or a damaged one: {printed(str(error))}"
+        ) from error
     if not content:
         raise ValueError(f"`{path}` holds no tensors.")
-    return ModelFile(path, "safetensors", {"": content}, metadata=metadata)
+    check_content(content, str(path), limits)
+    return ModelFile(path, "safetensors", {"": content}, metadata=metadata, limits=limits)
 
 
 def _safetensors() -> Any:
@@ -265,22 +279,13 @@ def _safetensors() -> Any:
     return safetensors
 
 
-def _walk(path: str, content: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(content, Tensor):
-        yield path, content
-    elif isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _walk(f"{path}.{key}" if path else str(key), value)
-    elif isinstance(content, list | tuple):
-        for index, value in enumerate(content):
-            yield from _walk(f"{path}.{index}" if path else str(index), value)
-
-
 def _nearest_file(path: Path) -> str:
     if not path.parent.is_dir():
         return f" The folder `{path.parent}` does not exist, either."
     if path.is_dir():
         return " It is a folder."
+    if path.exists():
+        return " It is a pipe or a device."
     zipped = path.with_name(path.name + ".zip")
     names = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
     close = [zipped.name] if zipped.is_file() else difflib.get_close_matches(path.name, names, n=1)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fire_rl.files.apply import state_dict_layers
-from fire_rl.files.formats import ModelFile, tensors_in
+from fire_rl.files.formats import ModelFile
 from fire_rl.files.layer_state import LayerState, inspect_layer
 from fire_rl.files.rebuild import build_skeleton, identity
 from fire_rl.files.recognise import make_stand_in
+from fire_rl.files.torch_data import tensors_in
 from fire_rl.sb3.model_view import ModelView
 from fire_rl.weights.layers import weight_layers_of
 
@@ -92,11 +93,10 @@ def _target(name: str) -> str:
 def _optimizers(file: ModelFile) -> dict[str, dict[str, int]]:
     if file.format != "sb3":
         return {}
-    return {
-        member: {
-            "parameters_with_state": len(content.get("state", ())),
-            "tensors": len(tensors_in(content)),
-        }
-        for member, content in file.optimizers.items()
-        if isinstance(content, dict)
-    }
+    found = {}
+    for member, content in file.optimizers.items():
+        if isinstance(content, dict):
+            state = content.get("state")
+            count = len(state) if isinstance(state, Mapping) else 0
+            found[member] = {"parameters_with_state": count, "tensors": len(tensors_in(content))}
+    return found

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fire_rl.metrics.weights import LayerWeight, dfi_per_sv
 from fire_rl.utils.jsonable import without_nan
@@ -90,8 +91,7 @@ def inspect_layer(layer: WeightLayer, role: str = "", is_head: bool = False) -> 
     rows = layer.weight.detach().float().flatten(1).abs().amax(dim=1)
     finite = bool(torch.isfinite(matrices).all())
     largest = smallest = rank = deviation = norm = math.nan
-    if finite:
-        values = torch.linalg.svdvals(matrices).double()
+    if finite and (values := _singular_values(matrices)) is not None:
         largest, smallest = float(values.max()), float(values.min())
         total = values.sum(dim=-1, keepdim=True)
         shares = values / torch.where(total > 0, total, 1.0)
@@ -116,3 +116,12 @@ def inspect_layer(layer: WeightLayer, role: str = "", is_head: bool = False) -> 
     )
     verdict = next(name for name, (holds, _) in _RULES.items() if holds(state))
     return LayerState(**{**asdict(state), "shape": state.shape, "verdict": verdict})
+
+
+def _singular_values(matrices: Tensor) -> Tensor | None:
+    """Return the singular values, None where they have none that float32 can hold."""
+    try:
+        values = torch.linalg.svdvals(matrices).double()
+    except RuntimeError:  # torch's LinAlgError: it does not converge
+        return None
+    return values if bool(torch.isfinite(values).all()) else None

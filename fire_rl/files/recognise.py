@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fire_rl.files.formats import VARIABLES, ModelFile
 from fire_rl.files.rebuild import Skeleton, build_skeleton
+from fire_rl.files.zips import printed
 from fire_rl.sb3.internals import set_vec_normalize
 from fire_rl.utils.paths import attribute_at
 from fire_rl.utils.torch_internals import own_modules
@@ -110,6 +111,22 @@ _KINDS = (
         _ON_POLICY_PARTS,
     ),
 )
+# Policies that are known and cannot be worked on in the zip: what the names of their tensors begin
+# with, what none of them begins with, and what they are.
+_FOREIGN = (
+    (
+        ("mlp_extractor.shared_net.",),
+        (),
+        "a PPO or A2C of SB3 before 1.8 whose actor and critic share layers "
+        "(`mlp_extractor.shared_net`). SB3 since 1.8 cannot load it, with or without --trust",
+    ),
+    (
+        ("action_net.",),
+        ("value_net.", "mlp_extractor.", "features_extractor."),
+        "an ARS of sb3-contrib, which trains without gradients: its own vector of weights "
+        "overwrites the policy's, also after loading with --trust",
+    ),
+)
 # Moments of torch's and SB3's optimizers that have the shape of their parameter.
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "momentum_buffer", "sum")
 
@@ -138,12 +155,19 @@ class StandIn:
         }
 
 
+class ForeignPolicyError(ValueError):
+    """A policy that is known, and of which only the bare tensors can be worked on."""
+
+
 def recognise(tensors: Mapping[str, Tensor]) -> PolicyKind:
     """Return the kind of policy that has tensors of these names and shapes.
 
     Raises:
+        ForeignPolicyError: If it is one that only other versions of SB3 load, or that is not
+            trained by gradients.
         ValueError: If no policy of SB3 or sb3-contrib has them; one that does not fit is named.
     """
+    _check_foreign(tensors)
     strangers: list[list[str]] = []
     for kind in _KINDS:
         if not all(any(name.startswith(need) for name in tensors) for need in kind.needs):
@@ -159,6 +183,17 @@ def recognise(tensors: Mapping[str, Tensor]) -> PolicyKind:
         f"The file holds `{first}`, which is no tensor of a policy that comes with SB3 or "
         "sb3-contrib: the network is a custom one."
     )
+
+
+def _check_foreign(tensors: Mapping[str, Tensor]) -> None:
+    for begins, lacks, what in _FOREIGN:
+        has = [any(name.startswith(prefix) for name in tensors) for prefix in begins]
+        if all(has) and not any(name.startswith(prefix) for name in tensors for prefix in lacks):
+            raise ForeignPolicyError(
+                f"The file is {what}. Its weights alone can be changed: take `policy.pth` out of "
+                "the zip (unzip MODEL policy.pth) and apply FIRE to that file, as to any state "
+                "dict."
+            )
 
 
 def make_stand_in(file: ModelFile) -> StandIn:
@@ -276,8 +311,9 @@ def _optimizer(
         else:
             optimizer = torch.optim.Optimizer(parts, {})
         optimizer.load_state_dict(content)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ValueError(f"`{member}` is not the state of an optimizer of SB3: {error}.") from error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        what = printed(str(error).partition("\n")[0]) or type(error).__name__
+        raise ValueError(f"`{member}` is not the state of an optimizer of SB3: {what}.") from error
     return optimizer
 
 

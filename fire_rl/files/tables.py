@@ -84,7 +84,8 @@ def _state_row(state: LayerState) -> tuple[str, ...]:
 
 def _change_row(change: LayerChange) -> tuple[str, ...]:
     count = change.num_singular_values
-    relative = change.sfe / change.norm_before**2 if change.norm_before else 0.0
+    norm = change.norm_before
+    relative = change.sfe / norm / norm if norm else 0.0
     return (
         change.name,
         _shape(change.shape),

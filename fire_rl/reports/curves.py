@@ -38,13 +38,18 @@ def draw_curves(experiment: Experiment) -> list[Picture]:
             if known := {arm: curve for arm, curve in curves.items() if curve is not None}:
                 rows[label] = known
         found += Picture(
-            f"curves_{role}" if role else "curves",
+            f"curves_{_in_a_path(role)}" if role else "curves",
             "Learning curves" + (f" and plasticity of the {role}" if role else ""),
             _caption(experiment),
             (8.6, 2.9 + 1.35 * (len(rows) - 1)),
             partial(_paint_curves, experiment, rows),
         ).by_groups(experiment)
     return found
+
+
+def _in_a_path(name: str) -> str:
+    """Return what of a name may stand in a file's."""
+    return re.sub("[^a-zA-Z0-9_]+", "-", name)[:60]
 
 
 def _paint_curves(
@@ -213,7 +218,7 @@ def _spectra(number: int, arm: str, layers: Layers) -> Picture:
         "to the smallest: thick the median over all events of all runs, thin single events. At the "
         "dotted line the layer is an isometry."
     )
-    name = f"spectrum_{number}_{re.sub('[^a-zA-Z0-9]+', '-', arm)}"
+    name = f"spectrum_{number}_{_in_a_path(arm)}"
     title = f"Singular values before and after: {arm}"
     return _panels(name, title, caption, list(layers), panel, "singular value")
 

@@ -17,10 +17,13 @@ import gymnasium
 from fire_rl.interventions import CONTROL
 from fire_rl.reports.runs import RETURNS, Run, listed
 from fire_rl.runs.layout import RESULT
+from fire_rl.runs.lines import step
+from fire_rl.utils.plain_text import printable
 from fire_rl.utils.validation import check_choice
 
 # Of the longest run: the last episode, or the last line of a log, ends somewhere before the end.
 TOLERANCE = 0.05
+_MOST_ARMS, _MOST_TASKS = 100, 1000
 # How often the 95 % interval of the IQM of so many runs holds the truth, in percent: measured with
 # 2,000 samples of normally distributed scores.
 _COVERAGE = {2: 51, 3: 73, 4: 87}
@@ -104,12 +107,17 @@ def make_experiment(
         ValueError: If they may not, or an argument makes no sense.
     """
     folder = os.path.commonpath([run.path.parent for run in runs])
-    runs = [replace(run, label=str(run.path.relative_to(folder))) for run in runs]
+    runs = [replace(run, label=printable(str(run.path.relative_to(folder)))) for run in runs]
     games = _check_environments(runs)
     _check_arms(runs)
     source = _common_source(runs)
     end = _check_length(runs, until)
     arms = sorted(dict.fromkeys(run.arm for run in runs), key=lambda arm: arm != CONTROL)
+    if len(arms) > _MOST_ARMS:
+        raise ValueError(
+            f"{len(arms)} arms are too many for one report, {_MOST_ARMS} are the most: give fewer "
+            "runs, or say which runs make up an arm with --arm NAME=GLOB."
+        )
     if control is not None:
         check_choice("--control", control, arms)
         arms.sort(key=lambda arm: arm != control)
@@ -128,13 +136,25 @@ def make_experiment(
         source=source,
         start=start or 0,
         end=end,
-        period=None if tasks is None else int(tasks["every"]),
+        period=None if tasks is None else _period(runs[0], end),
         target=target,
         floor=floor,
         about_target=about,
         human=human,
         notes=tuple(_notes(runs, arms, games)),
     )
+
+
+def _period(run: Run, end: int) -> int:
+    """Return the steps of a task; raise ValueError if a run's configuration does not say it."""
+    given = (run.tasks or {}).get("every")
+    period = step(given)
+    if not period or end / period > _MOST_TASKS:
+        raise ValueError(
+            f"{run.label}: `tasks.every` in its config.yaml must be the steps of a task, at most "
+            f"{_MOST_TASKS:,} tasks in {end:,} steps; got {printable(repr(given), 60)}."
+        )
+    return period
 
 
 def _group(runs: Sequence[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:
@@ -192,7 +212,9 @@ def _check_arms(runs: Sequence[Run]) -> None:
         for (first, one), (run, other) in itertools.pairwise(known):
             keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
             if keys:
-                what = "; ".join(f"`{k}` is {one.get(k)!r} and {other.get(k)!r}" for k in keys[:4])
+                values = [[printable(repr(c.get(k)), 80) for c in (one, other)] for k in keys[:4]]
+                pairs = zip(keys, values, strict=False)
+                what = "; ".join(f"`{printable(k, 80)}` is {a} and {b}" for k, (a, b) in pairs)
                 raise ValueError(
                     f"Arm {arm!r} holds runs with different settings: {what} in {first.label} and "
                     f"{run.label}. Name two arms with --arm NAME=GLOB, or put the runs into "
@@ -228,6 +250,13 @@ def _common_source(runs: Sequence[Run]) -> str:
 def _check_length(runs: Sequence[Run], until: int | None) -> int:
     """Return the last step that all runs have reached."""
     longest, end = max(run.steps for run in runs), min(run.steps for run in runs)
+    if end == 0 or (until is not None and until < 1):
+        raise ValueError("Runs must have made a step, and --until must be at least 1.")
+    if branched := [run for run in runs if (run.branch_step or 0) >= min(end, until or end)]:
+        raise ValueError(
+            "Runs must go on after the step where they branched off: "
+            f"{listed([run.label for run in branched])}."
+        )
     if until is not None and until <= end:
         return until
     if until is not None or end < (1 - TOLERANCE) * longest:

@@ -23,6 +23,7 @@ LayerEvent = Mapping[str, Any]  # what an event did to a layer, as its report sa
 
 DASH = "–"
 BINS = 100
+_MOST_ROLES = 20  # a log may be a stranger's
 # Divisible by 8 for the first eighth of a task, by 4 for its last quarter.
 TASK_BINS = 24
 # The plasticity metrics of a report, in the order of its columns, and those of them that are drawn
@@ -57,6 +58,8 @@ def shown(value: float) -> str:
     if np.isnan(value):
         return DASH
     size = abs(value)
+    if size >= 1e15:
+        return f"{value:.4g}"
     if size >= 1000:
         return f"{value:,.0f}"
     return "0" if value == 0 else f"{value:.3g}" if size < 0.01 else f"{value:.4g}"
@@ -204,7 +207,8 @@ def plasticity_tag(role: str, metric: str) -> str:
 def roles_of(experiment: Experiment) -> list[str]:
     """Return the networks whose plasticity was logged: ``actor``, ``critic``, ..."""
     tags = {tuple(tag.split("/")) for run in experiment.runs for tag in run.scalars}
-    return sorted({parts[1] for parts in tags if len(parts) == 3 and parts[0] == "plasticity"})
+    found = {parts[1] for parts in tags if len(parts) == 3 and parts[0] == "plasticity"}
+    return sorted(role for role in found if role.isprintable() and len(role) <= 60)[:_MOST_ROLES]
 
 
 def task_values(experiment: Experiment, arm: str) -> dict[str, Array]:
@@ -301,7 +305,7 @@ def layer_numbers(events: Sequence[LayerEvent]) -> Array:
     """
     rows = []
     for event in events:
-        count, norm = event["num_singular_values"] or np.nan, event["norm_before"]
-        relative = event["sfe"] / norm**2 if norm else np.nan
+        count, square = event["num_singular_values"] or np.nan, event["norm_before"] ** 2
+        relative = event["sfe"] / square if square else np.nan
         rows.append([relative, event["dfi_before"] / count, event["dfi_after"] / count])
     return np.array(rows)

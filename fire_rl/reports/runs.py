@@ -12,13 +12,18 @@ from typing import Any
 
 from fire_rl.interventions import CONTROL
 from fire_rl.runs import layout, readers
+from fire_rl.runs.lines import shown
 from fire_rl.runs.readers import Series
+from fire_rl.utils.limits import Limits
+from fire_rl.utils.plain_text import printable
 
 # The return of a run, best first: every episode, or what SB3 logs of them.
 RETURNS = (layout.EPISODES, layout.MONITOR, "rollout/ep_rew_mean", "eval/mean_reward")
 _SKIPPED = {layout.CHECKPOINTS, layout.VIDEOS, "__pycache__"}
 _SEED = re.compile(r"(?:s|seed|run)[_-]?(\d+)", re.IGNORECASE)  # s0, seed_0
 _NUMBERED = re.compile(r"(.+?)[_-](?:s|seed|run)?(\d+)", re.IGNORECASE)  # PPO_1, fire_s0
+
+_LONG = 2000  # letters that a configuration may put into a cell of a table
 
 Rules = Sequence[tuple[str, str]]
 
@@ -57,7 +62,7 @@ class Run:
             if isinstance(values, Mapping) and values:
                 given = {k: v for k, v in values.items() if v is not None and k not in skipped}
                 text += f" with {name}{{{', '.join(f'{k}: {v}' for k, v in given.items())}}}"
-        return text
+        return printable(text, _LONG)
 
 
 def find_runs(paths: Sequence[str | Path]) -> list[Path]:
@@ -70,9 +75,9 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in map(Path, paths):
         if not path.exists():
-            raise FileNotFoundError(f"There is no folder {path}.")
+            raise FileNotFoundError(f"There is no folder {shown(path)}.")
         if not path.is_dir():
-            raise ValueError(f"{path} is a file; give the run folder that it is in.")
+            raise ValueError(f"{shown(path)} is a file; give the run folder that it is in.")
         here = list(_folders_with_data(path.resolve()))
         # s<seed>/trunk is the run that an experiment's arms branch off.
         runs = [p for p in here if p.name != layout.TRUNK or not _SEED.fullmatch(p.parent.name)]
@@ -92,19 +97,25 @@ def _folders_with_data(root: Path) -> Iterator[Path]:
 
 def _no_run(path: Path, trunks: Sequence[Path]) -> str:
     if trunks:
-        return f"{path} holds trunks only, whose arms have not been trained yet: {trunks[0]}."
-    there = sorted(child.name for child in path.iterdir())[:5]
+        first = shown(trunks[0])
+        return f"{shown(path)} holds trunks only, whose arms have not been trained yet: {first}."
+    there = sorted(printable(child.name) for child in path.iterdir())
+    what = ", ".join([*there[:5], *(["..."] if there[5:] else [])]) or "nothing"
     return (
-        f"{path} holds no run, nor does any folder in it. A run folder has TensorBoard events "
-        f"({layout.EVENTS}), {layout.PROGRESS}, {layout.EPISODES} or {layout.MONITOR}; there is "
-        f"{', '.join(there) + (', ...' if len(there) == 5 else '') if there else 'nothing'}."
+        f"{shown(path)} holds no run, nor does any folder in it. A run folder has TensorBoard "
+        f"events ({layout.EVENTS}), {layout.PROGRESS}, {layout.EPISODES} or {layout.MONITOR}; "
+        f"there is {what}."
     )
 
 
-def read_runs(paths: Sequence[str | Path], arms: Sequence[str], envs: Sequence[str]) -> list[Run]:
+def read_runs(
+    paths: Sequence[str | Path], arms: Sequence[str], envs: Sequence[str], limits: Limits
+) -> list[Run]:
     """Find and read runs; see :func:`~fire_rl.reports.write_report` for the arguments."""
     found = find_runs(paths)
     rules = read_rules(arms, "--arm", found), read_rules(envs, "--env", found)
+    for path in found:
+        readers.check_files(path, limits)
     return [read_run(path, *rules) for path in found]
 
 
@@ -117,14 +128,14 @@ def read_run(path: Path, arms: Rules = (), envs: Rules = ()) -> Run:
     """
     config = readers.read_config(path)
     arm, seed = arm_and_seed(path, config, arms)
-    scalars, note = readers.read_scalars(path)
-    returns = readers.read_returns(path)
+    scalars, about_scalars = readers.read_scalars(path)
+    returns, about_returns = readers.read_returns(path)
     returns |= {tag: scalars[tag] for tag in RETURNS if tag in scalars}
     logged = {tag: s for tag, s in scalars.items() if not tag.startswith("recovery/")}
     steps, finished = readers.read_length(path, [*logged.values(), *returns.values()])
     return Run(
         path=path,
-        arm=arm,
+        arm=printable(arm),
         seed=seed,
         env=by_rule(path, envs) or _environment(path, config),
         config=config,
@@ -135,16 +146,16 @@ def read_run(path: Path, arms: Rules = (), envs: Rules = ()) -> Run:
         scalars=scalars,
         events=readers.read_events(path),
         task_evaluations=readers.read_tasks(path),
-        note=note,
+        note="; ".join(filter(None, (about_scalars, about_returns))),
     )
 
 
 def _environment(path: Path, config: Mapping[str, Any]) -> str | None:
     """Return the environment's name: the configuration's, else SB3's Monitor's."""
     if "env" in config:
-        return str(config["env"])
-    names = (readers.read_monitor(file)[0] for file in sorted(path.glob(layout.MONITORS)))
-    return next(filter(None, names), None)
+        return printable(str(config["env"]), 200)
+    name = readers.read_environment(path)
+    return None if name is None else printable(name, 200)
 
 
 def _branch_step(config: Mapping[str, Any]) -> int | None:
@@ -173,7 +184,7 @@ def read_rules(texts: Sequence[str], flag: str, paths: Sequence[Path]) -> Rules:
         if not any(by_rule(path, [(name, glob)]) for path in paths):
             raise ValueError(
                 f"`{flag} {name}={glob}` matches none of the run folders: "
-                f"{listed(list(map(str, paths)))}."
+                f"{listed(list(map(shown, paths)))}."
             )
         rules.append((name, glob))
     return rules
@@ -230,7 +241,7 @@ def method_of(runs: Sequence[Run]) -> str:
         words[-1] += f", schedule: {_short(config['schedule'])}"
     if not words:
         words = sorted({str(event.get("intervention")) for run in runs for event in run.events})
-    return "; ".join(words) or CONTROL
+    return printable("; ".join(words), _LONG) or CONTROL
 
 
 def _short(value: Any) -> str:

@@ -15,6 +15,7 @@ from fire_rl.reports.measures import DASH, METRICS, Estimate, estimate, known_me
 from fire_rl.reports.runs import method_of
 from fire_rl.reports.statistics import iqm, mean, optimality_gap, probability_of_improvement
 from fire_rl.runs.layout import CONTINUAL
+from fire_rl.utils.plain_text import csv_text, markdown_text, printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -68,6 +69,11 @@ class Table:
         """Whether a column holds words only: it is aligned to the left."""
         return all(isinstance(row[column], str) for row in self.rows)
 
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns that hold words only."""
+        return [name for name in self.columns if self.is_text(name)]
+
     def without_empty_columns(self) -> Table:
         """Leave out the columns that show no value in any row."""
         kept = [n for n in self.columns if any(show(row[n]) != DASH for row in self.rows)]
@@ -75,8 +81,9 @@ class Table:
 
     def to_markdown(self) -> str:
         """Return it with padded columns."""
-        cells = [[show(cell) for cell in row.values()] for row in self.rows]
-        return markdown(self.columns, cells, [self.is_text(name) for name in self.columns])
+        cells = [[_markdown(cell) for cell in row.values()] for row in self.rows]
+        names = list(map(markdown_text, self.columns))
+        return markdown(names, cells, [self.is_text(name) for name in self.columns])
 
     def to_frame(self) -> DataFrame:
         """Return it as a data frame of pandas; an estimate has three columns.
@@ -91,8 +98,13 @@ class Table:
         return pandas.DataFrame([_flat(row) for row in self.rows])
 
     def to_csv(self) -> str:
-        """Return it at full precision, as :meth:`to_frame` has it; what is missing is empty."""
-        return str(self.to_frame().to_csv(index=False, lineterminator="\n"))
+        """Return it at full precision, as :meth:`to_frame` has it; what is missing is empty.
+
+        No text in it is a formula, whatever names the runs have.
+        """
+        plain = self.to_frame().rename(columns=csv_text)
+        plain = plain.map(lambda cell: csv_text(cell) if isinstance(cell, str) else cell)
+        return str(plain.to_csv(index=False, lineterminator="\n"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -142,8 +154,12 @@ def markdown(
 def show(cell: Cell) -> str:
     """Return a cell as people read it, numbers with four digits, a dash for what is not known."""
     if isinstance(cell, str | Estimate):
-        return str(cell) or DASH
+        return printable(str(cell)) or DASH
     return f"{cell:,}" if isinstance(cell, int) else shown(cell)
+
+
+def _markdown(cell: Cell) -> str:
+    return markdown_text(show(cell)) if isinstance(cell, str) else show(cell)
 
 
 def scores_table(experiment: Experiment, kind: str) -> Table:

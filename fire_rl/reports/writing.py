@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,10 @@ from fire_rl.reports.experiment import Experiment, make_experiment
 from fire_rl.reports.figures import Picture, draw_scores, draw_tasks
 from fire_rl.reports.runs import read_runs
 from fire_rl.reports.tables import Table, show
+from fire_rl.runs.lines import from_json
 from fire_rl.utils.jsonable import without_nan
+from fire_rl.utils.limits import Limits
+from fire_rl.utils.plain_text import markdown_text, printable
 from fire_rl.utils.validation import check_choice
 from fire_rl.utils.version import VERSION
 
@@ -31,6 +36,8 @@ _SECTIONS = (
     ("What surgery did", ("surgery",), ("sfe", "spectrum")),
     ("Runs", ("runs",), ()),
 )
+# Names of files that a report, or one of an earlier version, is made of.
+_OWN = re.compile(r"(\w+/)?[\w-][\w.-]*\.(html|md|json|csv|png|svg)")
 _FOLDED = 16  # tables with more rows than this are folded
 
 
@@ -51,7 +58,7 @@ class Report:
     files: tuple[str, ...]
 
 
-def write_report(
+def write_report(  # noqa: D417  (`limits` is above: the others are the flags of `fire-rl report`)
     runs: Sequence[str | Path],
     out: str | Path,
     *,
@@ -63,8 +70,12 @@ def write_report(
     arms: Sequence[str] = (),
     envs: Sequence[str] = (),
     title: str | None = None,
+    limits: Limits | None = None,
 ) -> Report:
     """Read run folders, compare their arms, write a report.
+
+    The folders may be a stranger's: what their files hold is checked against ``limits`` before they
+    are read, by default those of :class:`~fire_rl.utils.limits.Limits`.
 
     Args:
         runs: Run folders, or folders that hold some at any depth.
@@ -91,20 +102,18 @@ def write_report(
     check_choice("--score", score, ("mean", "final"))
     folder = Path(out)
     _check_free(folder)
-    experiment = make_experiment(
-        read_runs(runs, arms, envs), control=control, target=target, floor=floor, until=until
-    )
+    found = read_runs(runs, arms, envs, limits or Limits())
+    experiment = make_experiment(found, control=control, target=target, floor=floor, until=until)
     contents = make_tables(experiment, score)
     pictures = [draw_scores(experiment, contents[0], score), *draw_curves(experiment)]
     pictures += [*draw_games(experiment), *draw_tasks(experiment), *draw_surgery(experiment)]
     names = experiment.arms
     arms_text = ", ".join(names) if len(names) <= 6 else f"{len(names)} arms"
-    heading = title or f"{', '.join(experiment.games) or 'Runs'}: {arms_text}"
+    heading = printable(title or f"{', '.join(experiment.games) or 'Runs'}: {arms_text}")
     lead = _lead(experiment)
     page = make_page(heading, lead, experiment.notes, contents, pictures)
-    text = [f"# {heading}", "", lead, "", *(f"- {note}" for note in experiment.notes), ""]
-    text += [f"## {table.title}\n\n{table.about}\n\n{table.to_markdown()}\n" for table in contents]
-    files: dict[str, str | bytes] = {"report.html": page, "report.md": "\n".join(text)}
+    text = _markdown(heading, lead, experiment.notes, contents)
+    files: dict[str, str | bytes] = {"report.html": page, "report.md": text}
     for table in contents:
         files[f"tables/{table.name}.md"] = table.to_markdown() + "\n"
         files[f"tables/{table.name}.csv"] = table.to_csv()
@@ -127,6 +136,14 @@ def make_tables(experiment: Experiment, kind: str) -> list[Table]:
     found += [tables.events_table(experiment), tables.plasticity_table(experiment)]
     found += [tables.surgery_table(experiment), tables.runs_table(experiment)]
     return [table.without_empty_columns() for table in found if table.rows]
+
+
+def _markdown(title: str, lead: str, notes: Sequence[str], tables: Sequence[Table]) -> str:
+    title, lead, *texts = map(markdown_text, (title, lead, *notes))
+    lines = [f"# {title}", "", lead, "", *(f"- {note}" for note in texts), ""]
+    for table in tables:
+        lines.append(f"## {table.title}\n\n{markdown_text(table.about)}\n\n{table.to_markdown()}\n")
+    return "\n".join(lines)
 
 
 def _lead(experiment: Experiment) -> str:
@@ -222,16 +239,25 @@ def _check_free(folder: Path) -> None:
 
 
 def _files_of(folder: Path) -> list[Path] | None:
-    """Return the files of the report in a folder, None if there is no report in it."""
-    try:
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    """Return the files of the report in a folder, None if there is no report in it.
+
+    Only what a report is made of: an index that lists other files deletes none of them.
+    """
+    path = folder / _INDEX
+    index = (
+        from_json(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
+    )
     if not isinstance(index, Mapping) or index.get("format") != FORMAT:
         return None
-    paths = [folder / name for name in index.get("files", ()) if isinstance(name, str)]
-    inside = folder.resolve()
-    return [path for path in paths if path.resolve().is_relative_to(inside) and path.is_file()]
+    names = index.get("files")
+    found = names if isinstance(names, list) else []
+    paths = [folder / name for name in found if isinstance(name, str) and _OWN.fullmatch(name)]
+    return [path for path in paths if _is_inside(path, folder) and path.is_file()]
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Tell whether a file of a report lies in its folder: a link may lead out of it."""
+    return path.parent.resolve() in (folder.resolve(), folder.resolve() / path.parent.name)
 
 
 def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
@@ -241,4 +267,9 @@ def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        if not _is_inside(path, folder):
+            raise ValueError(f"`--out`: {path.parent} is a link to another folder; remove it.")
+        raw = content.encode("utf-8", "replace") if isinstance(content, str) else content
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(raw)
+        os.replace(temporary, path)  # a link in its place is replaced, not followed

@@ -1,9 +1,11 @@
-"""Read the files of a run folder: TensorBoard events, CSV, JSON lines. No point is left out."""
+"""Read the files of a run folder: TensorBoard events, CSV, JSON lines. No point is left out.
+
+The folder may be a stranger's, or that of a run that was killed: lines that are cut or damaged are
+left out and counted in a note, and what no run writes is an error that names the file.
+"""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +17,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fire_rl.runs import layout
-from fire_rl.runs.episodes import read_episodes
+from fire_rl.runs.lines import (
+    HUGE,
+    LAST_STEP,
+    Rows,
+    from_json,
+    left_out,
+    number,
+    read_text,
+    shown,
+    step,
+    with_nan,
+)
+from fire_rl.utils.limits import Limits
+from fire_rl.utils.plain_text import printable
+
+_LONG_LINE = 20_000_000  # of a report; one event of a large network has a tenth of it
+_SMALL = 300_000  # bytes of a configuration or a result, at most
+# What a report reads; TensorBoard takes every file for events that has this in its name.
+_READ = (
+    *("*tfevents*", layout.PROGRESS, layout.MONITORS, layout.EPISODES, layout.CONTINUAL),
+    *(layout.INTERVENTIONS, layout.CONFIG, layout.RESULT),
+)
+_STEPS = (layout.EPISODE_COLUMNS[0], "l")  # columns of whole numbers
+_OBJECTS = 16  # bytes of memory for a byte of text, as Python's objects
+# Of a layer in the report of an intervention.
+_LAYER_NUMBERS = ("num_singular_values", "norm_before", "sfe", "dfi_before", "dfi_after")
+_SPECTRA = ("spectrum_before", "spectrum_after")
 
 
 @dataclass(frozen=True)
@@ -32,10 +60,15 @@ class Series:
 
     @classmethod
     def of(cls, points: Iterable[tuple[float, float]]) -> Series:
-        """Make a series of ``(step, value)``, sorted by step; equal steps keep their order."""
+        """Make a series of ``(step, value)``, sorted by step; equal steps keep their order.
+
+        A step that no training has is left out; an infinite value, or a huge one, is NaN.
+        """
         array = np.array(list(points), np.float64).reshape(-1, 2)
+        array = array[(array[:, 0] >= 0) & (array[:, 0] <= LAST_STEP)]
         array = array[np.argsort(array[:, 0], kind="stable")]
-        return cls(array[:, 0], array[:, 1])
+        steps, values = array.T
+        return cls(steps, np.where(np.abs(values) <= HUGE, values, np.nan))
 
     def until(self, step: float) -> Series:
         """Return the part up to a step."""
@@ -43,27 +76,49 @@ class Series:
         return Series(self.steps[kept], self.values[kept])
 
 
+def check_files(folder: Path, limits: Limits) -> None:
+    """Check the files of a run folder before any of them is opened.
+
+    Raises:
+        ValueError: If one is no regular file (a pipe would never end), or all are too large.
+    """
+    size = 0
+    for path in sorted({path for pattern in _READ for path in folder.glob(pattern)}):
+        if not path.is_file():
+            raise ValueError(
+                f"{shown(path)} is no file: a folder, a pipe, a device or a dead link."
+            )
+        size += path.stat().st_size
+    limits.check_size(size, f"{shown(folder)}", _OBJECTS)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Read a run's values; empty if there is none.
 
     Raises:
         ImportError: If PyYAML is missing.
-        ValueError: If it is no mapping.
+        ValueError: If it is no mapping, or its aliases stand for more than any run's values.
     """
     path = folder / layout.CONFIG
     if not path.exists():
         return {}
     try:
-        import yaml
+        from yaml import SafeLoader
+
+        from fire_rl.utils.bounded_yaml import load_yaml
     except ImportError:
         raise ImportError(_missing("PyYAML", path)) from None
+    text = read_text(path, _SMALL)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as YAML: {error}") from None
+        values = load_yaml(text, SafeLoader)
+    except ValueError as error:
+        raise ValueError(
+            f"{shown(path)} cannot be read as YAML: {printable(str(error), 300)}"
+        ) from None
     if not isinstance(values, Mapping):
-        raise ValueError(f"{path} must be a mapping of a run's values, got {values!r}.")
-    return dict(values)
+        given = printable(repr(values), 100)
+        raise ValueError(f"{shown(path)} must be a mapping of a run's values, got {given}.")
+    return {str(name): value for name, value in values.items()}
 
 
 def read_scalars(folder: Path) -> tuple[dict[str, Series], str]:
@@ -100,7 +155,13 @@ def _read_events(folder: Path) -> dict[str, Series]:
         str(folder), size_guidance={**guidance, "compressedHistograms": 1},
         purge_orphaned_data=False,
     )  # fmt: skip
-    events.Reload()
+    try:
+        events.Reload()
+    except Exception as error:  # a damaged file makes the packages below raise anything
+        what = printable(str(error), 200) or type(error).__name__
+        raise ValueError(
+            f"The TensorBoard events ({layout.EVENTS}) in {shown(folder)} are damaged: {what}"
+        ) from None
     return {
         tag: Series.of((point.step, point.value) for point in events.Scalars(tag))
         for tag in events.Tags()["scalars"]
@@ -110,84 +171,107 @@ def _read_events(folder: Path) -> dict[str, Series]:
 def _read_progress(path: Path) -> tuple[dict[str, Series], str]:
     """Read SB3's CSV log. A row without a step, as callbacks write, gets the step before it."""
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    step, guessed = 0.0, 0
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            given = _number(row.get(layout.STEP_COLUMN))
-            step, guessed = (step, guessed + 1) if given is None else (given, guessed)
-            for tag, text in row.items():
-                value = (
-                    _number(text) if isinstance(tag, str) and tag != layout.STEP_COLUMN else None
-                )
-                if value is not None:
-                    points[tag].append((step, value))
+    last, guessed = 0.0, 0
+    rows = Rows(path)
+    for row in rows:
+        given = number(row.get(layout.STEP_COLUMN))
+        last, guessed = (last, guessed + 1) if given is None else (given, guessed)
+        for tag, text in row.items():
+            value = number(text) if tag != layout.STEP_COLUMN else None
+            if value is not None:
+                points[tag].append((last, value))
     note = f"{guessed} rows of {path.name} have no step; the previous row's step is used"
-    return {tag: Series.of(found) for tag, found in points.items()}, note if guessed else ""
+    notes = [note if guessed else "", rows.note]
+    return {tag: Series.of(found) for tag, found in points.items()}, "; ".join(filter(None, notes))
 
 
-def _number(text: Any) -> float | None:
-    """Return the number that a cell holds, None if it holds none."""
-    try:
-        return float(text) if text not in (None, "") else None
-    except (TypeError, ValueError):
-        return None
-
-
-def read_returns(folder: Path) -> dict[str, Series]:
-    """Read the return of every training episode, by the file it comes from."""
-    found = {}
-    if (folder / layout.EPISODES).exists():
-        found[layout.EPISODES] = Series.of(read_episodes(folder))
+def read_returns(folder: Path) -> tuple[dict[str, Series], str]:
+    """Read the return of every training episode, by the file it comes from; and a note."""
+    found, notes = {}, []
+    if (path := folder / layout.EPISODES).exists():
+        rows, note = _numbers(path, (*layout.EPISODE_COLUMNS[:2],))
+        found[layout.EPISODES] = Series.of((at, score) for at, score in rows)
+        notes.append(note)
     monitors = sorted(folder.glob(layout.MONITORS))
     if monitors:
         points: list[tuple[float, float]] = []
         for path in monitors:
-            rows = read_monitor(path)[1]
+            rows, note = _numbers(path, ("r", "l"))
+            notes.append(note)
             # Environments side by side: one step of each is as many agent steps.
             steps = np.cumsum([length for _, length in rows]) * len(monitors)
             points += zip(steps.tolist(), [score for score, _ in rows], strict=True)
         found[layout.MONITOR] = Series.of(points)
-    return {name: series for name, series in found.items() if len(series.steps)}
+    known = {name: series for name, series in found.items() if len(series.steps)}
+    return known, "; ".join(filter(None, notes))
 
 
-def read_monitor(path: Path) -> tuple[str | None, list[tuple[float, int]]]:
-    """Read a file of SB3's Monitor: the environment's name, ``(return, length)`` of episodes."""
-    with path.open(newline="", encoding="utf-8") as file:
-        first = file.readline()
-        if first.startswith("#"):
-            try:
-                about = json.loads(first[1:])
-            except json.JSONDecodeError:
-                about = {}
+def _numbers(path: Path, columns: tuple[str, str]) -> tuple[list[tuple[float, float]], str]:
+    """Read two columns of a CSV file, and say how many rows lack one; steps are whole numbers."""
+    rows, found, damaged = Rows(path), [], 0
+    for row in rows:
+        one, other = ((step if name in _STEPS else number)(row.get(name)) for name in columns)
+        if one is None or other is None:
+            damaged += 1
         else:
-            about = {}
-            file.seek(0)
-        rows = [
-            (float(row["r"]), int(float(row["l"])))
-            for row in csv.DictReader(file)
-            if _number(row.get("r")) is not None and _number(row.get("l")) is not None
-        ]
-    name = about.get("env_id") if isinstance(about, Mapping) else None
-    return (name if isinstance(name, str) and name != "None" else None), rows
+            found.append((one, other))
+    return found, left_out(rows.damaged + damaged, path)
+
+
+def read_environment(folder: Path) -> str | None:
+    """Read the environment's name from the files of SB3's Monitor, None if they do not say it."""
+    for path in sorted(folder.glob(layout.MONITORS)):
+        with path.open(encoding="utf-8", errors="replace") as file:
+            first = file.readline()
+        about = from_json(first[1:]) if first.startswith("#") else None
+        name = about.get("env_id") if isinstance(about, Mapping) else None
+        if isinstance(name, str) and name not in ("", "None"):
+            return name
+    return None
 
 
 def read_events(folder: Path, name: str = layout.INTERVENTIONS) -> list[dict[str, Any]]:
     """Read the reports of interventions that changed a model; null becomes NaN.
 
-    Lines of other kinds are left out, and a last line that a killed run has not finished.
+    Lines of other kinds are left out, and those that are damaged: the last one of a killed run.
     """
     path = folder / name
     if not path.exists():
         return []
-    reports = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(entry, Mapping) and "networks" in entry and not entry.get("dry_run"):
-            reports.append(_with_nan(entry))
+    reports: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            entry = from_json(line, with_nan) if len(line) < _LONG_LINE else None
+            if isinstance(entry, dict) and _is_report(entry):
+                reports.append(entry)
     return sorted(reports, key=lambda report: report["num_timesteps"])
+
+
+def _is_report(entry: dict[str, Any]) -> bool:
+    """Tell whether an entry reports a change; numbers of layers that are missing become NaN."""
+    networks, at = entry.get("networks"), step(entry.get("num_timesteps"))
+    if at is None or not isinstance(networks, Mapping) or entry.get("dry_run") is True:
+        return False
+    entry["num_timesteps"] = at
+    for network in networks.values():
+        layers = network.get("layers") if isinstance(network, Mapping) else None
+        if not isinstance(layers, list) or not all(isinstance(one, dict) for one in layers):
+            return False
+        for layer in layers:
+            layer["name"] = str(layer.get("name"))
+            layer["shape"] = _list(layer.get("shape"))
+            layer |= {key: _number(layer.get(key)) for key in _LAYER_NUMBERS}
+            layer |= {key: [*map(_number, _list(layer.get(key)))] for key in _SPECTRA}
+    return True
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _number(value: Any) -> Any:
+    """Return a number, NaN for anything else; a number keeps its type."""
+    return value if number(value) is not None and not isinstance(value, str) else math.nan
 
 
 def read_tasks(folder: Path) -> list[dict[str, float]]:
@@ -195,28 +279,19 @@ def read_tasks(folder: Path) -> list[dict[str, float]]:
     path = folder / layout.CONTINUAL
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{key: _number(text) for key, text in row.items()} for row in csv.DictReader(file)]
-    return [
-        {key: math.nan if value is None else value for key, value in row.items()} for row in rows
-    ]
+    found = []
+    for row in Rows(path):
+        values = {name: number(row.get(name)) for name in (*layout.CONTINUAL_COLUMNS, *row)}
+        found.append({name: math.nan if v is None else v for name, v in values.items()})
+    return found
 
 
 def read_length(folder: Path, series: Sequence[Series]) -> tuple[int, bool]:
     """Return how many steps a run has made, and whether its result file says so."""
     path = folder / layout.RESULT
     if path.exists():
-        try:
-            return int(json.loads(path.read_text(encoding="utf-8"))["num_timesteps"]), True
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-            pass
+        result = from_json(read_text(path, _SMALL))
+        steps = step(result.get("num_timesteps")) if isinstance(result, Mapping) else None
+        if steps is not None:
+            return steps, True
     return int(max((one.steps[-1] for one in series if len(one.steps)), default=0)), False
-
-
-def _with_nan(value: Any) -> Any:
-    """Replace null by NaN in what a report measured; options keep theirs."""
-    if isinstance(value, Mapping):
-        return {k: v if k == "options" else _with_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_with_nan(item) for item in value]
-    return math.nan if value is None else value

@@ -120,7 +120,7 @@ def test_a_stopped_trunk_begins_anew_beside_foreign_files(main, root):
         (lambda trunk: os.mkfifo(trunk / "interventions.jsonl"), "interventions.jsonl is no file"),
         (lambda trunk: (trunk / "checkpoints" / "replay").symlink_to(trunk), "is a symbolic link"),
         (lambda trunk: [(trunk / "checkpoints" / "5").mkdir(),
-            (trunk / "checkpoints" / "5" / "manifest.json").write_text("{")], "None of the 1 checkpoints in"),
+            (trunk / "checkpoints" / "5" / "manifest.json").write_text("{")], "None of the 1 checkp"),
         (lambda trunk: [shutil.rmtree(trunk), trunk.write_text("a file")], "is not empty and has"),
         (lambda trunk: [(trunk.parent / "fire").mkdir(),
             (trunk.parent / "fire" / "notes.txt").touch()], "s0/fire is not empty and has no conf"),
