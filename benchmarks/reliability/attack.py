@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, write_result
-from benchmarks.reliability import damage, interrupts, numbers, page, places, strangers
+from benchmarks.reliability import damage, hostile, interrupts, numbers, page, places, strangers
 from benchmarks.reliability.trial import Trial, attempt
 
 AREAS: dict[str, Callable[[Path], Iterator[tuple[str, Trial]]]] = {
     "damage": damage.trials,
     "strangers": strangers.trials,
+    "hostile": hostile.trials,
     "places": places.trials,
     "numbers": lambda prepared: numbers.trials(),
     "interrupts": lambda prepared: interrupts.trials(),
