@@ -62,7 +62,7 @@ DAMAGES: dict[str, Callable[[bytes, int], bytes] | None] = {
 
 def prepare(folder: Path) -> None:
     """Make an undisturbed run, the same run stopped on its way, and an experiment of two arms."""
-    config = folder / "config.yaml"
+    config = folder / layout.CONFIG
     config.write_text(CONFIG + INTERVENTION, encoding="utf-8")
     _run("--config", config, "--log-dir", folder / "whole")
     config.write_text(CONFIG, encoding="utf-8")
@@ -72,7 +72,7 @@ def prepare(folder: Path) -> None:
 
 def _cut(folder: Path) -> None:
     """Stop a run as a kill does: an error in the middle, after two checkpoints."""
-    config = folder / "config.yaml"
+    config = folder / layout.CONFIG
     config.write_text(CONFIG + INTERVENTION, encoding="utf-8")
     update = DQN.train
 
@@ -158,7 +158,7 @@ def _again(prepared: Path, path: Path, name: str, folder: Path) -> str | None:
     """The experiment is whole afterwards, or an error names the file."""
     copy = folder / "experiment"
     _damaged(prepared / "experiment", path, name, copy)
-    config = folder / "config.yaml"
+    config = folder / layout.CONFIG
     config.write_text(CONFIG, encoding="utf-8")
     ending = train_py("--config", config, "--arms", "none,fire", "--log-dir", copy)
     return ending.names(path.name, str(path.parent))

@@ -28,7 +28,7 @@ def trials(prepared: Path) -> Iterator[tuple[str, Trial]]:
 
 
 def _file(prepared: Path, seed: int, folder: Path) -> str | None:
-    rng, trap, path = random.Random(seed), folder / "trap", folder / "model.zip"
+    rng, trap, path = random.Random(seed), folder / "trap", folder / layout.MODEL
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about what is deprecated
         source = (prepared / "whole" / layout.MODEL).read_bytes()
@@ -37,7 +37,7 @@ def _file(prepared: Path, seed: int, folder: Path) -> str | None:
     for words in (["inspect", path], ["apply", path, "--out", folder / "new.zip"]):
         if fault := mutations.fault_of(words, trap, named=path):
             return f"{words[0]}, {what}: {fault}"
-    if left := {p.name for p in folder.iterdir()} - {"model.zip", "new.zip"}:
+    if left := {p.name for p in folder.iterdir()} - {layout.MODEL, "new.zip"}:
         return f"{what}: left {left}"
     return None if path.read_bytes() == raw else f"{what}: the file was changed"
 

@@ -26,6 +26,7 @@ from fire_rl import (
     apply_intervention,
 )
 from fire_rl.checkpoints.store import checkpoints
+from fire_rl.runs.layout import CHECKPOINTS, MODEL
 
 VALUES = {"NaN": math.nan, "inf": math.inf, "1e38": 1e38, "1e-42": 1e-42, "0": 0.0}
 ALGORITHMS: dict[str, Callable[[gym.Env[Any, Any]], BaseAlgorithm]] = {
@@ -114,7 +115,7 @@ def _weight(algorithm: str, value: str, folder: Path) -> str | None:
 def _training(algorithm: str, where: str, value: str, folder: Path) -> str | None:
     """Training ends or is refused with a reason; a finite checkpoint stays."""
     model = _make(algorithm, where, VALUES[value])
-    saver = RunCheckpointCallback(48, folder / "checkpoints", keep_last=2)
+    saver = RunCheckpointCallback(48, folder / CHECKPOINTS, keep_last=2)
     callbacks = [
         FireCallback(at=[64, 256, 384], probe_size=16),
         PlasticityMetricsCallback(every=64, probe_size=16),
@@ -138,4 +139,4 @@ def _training(algorithm: str, where: str, value: str, folder: Path) -> str | Non
 
 def _finite_checkpoint(path: Path, algorithm: str) -> bool:
     kind: Any = {"PPO": PPO, "SAC": SAC, "DQN": DQN}[algorithm]
-    return _finite(kind.load(path / "model.zip", device="cpu"))
+    return _finite(kind.load(path / MODEL, device="cpu"))

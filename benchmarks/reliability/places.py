@@ -117,10 +117,10 @@ def _second(prepared: Path, folder: Path) -> str | None:
 
 def _second_arms(prepared: Path, folder: Path) -> str | None:
     """The same experiment, started while its trunk has no checkpoint yet."""
-    config = folder / "config.yaml"
+    config = folder / layout.CONFIG
     config.write_text(CONFIG, encoding="utf-8")
     trunk = layout.arm_folder(folder / "arms", 0, layout.TRUNK)
-    shutil.copytree(prepared / "experiment" / "s0" / "trunk", trunk)
+    shutil.copytree(layout.arm_folder(prepared / "experiment", 0, layout.TRUNK), trunk)
     shutil.rmtree(trunk / layout.CHECKPOINTS)
     before = {path: path.read_bytes() for path in trunk.rglob("*") if path.is_file()}
     with locked(trunk / layout.CHECKPOINTS):
@@ -151,7 +151,7 @@ def _disk(folder: Path, kilobytes: int) -> Iterator[Path]:
 
 def _full(prepared: Path, kilobytes: int, folder: Path) -> str | None:
     """A run on a disk that fills up ends with an error; on a larger one it goes on, or anew."""
-    config = folder / "config.yaml"
+    config = folder / layout.CONFIG
     config.write_text(CONFIG + INTERVENTION, encoding="utf-8")
     with _disk(folder, kilobytes) as disk:
         first = _elsewhere("--config", str(config), "--log-dir", str(disk / "run"))

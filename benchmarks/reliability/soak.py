@@ -257,7 +257,7 @@ def soak(case: str, kills: int, folder: Path) -> dict[str, Any]:
     if case in CODE:
         written = (Path(f"{cut}-notes") / WRITTEN).read_text().split()
         result |= compare_steps(whole, cut)
-        result["checkpoints"] = len(written)
+        result[CHECKPOINTS] = len(written)
         result["megabytes_written"] = round(sum(map(int, written)) / 1e6, 1)
     return result
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-import train
+from experiments.flags import parse_flags
+from experiments.launch import launch
 from fire_rl.cli import main as fire_rl_main
 
 SECONDS = 180.0
@@ -58,7 +59,7 @@ class Ending:
 
 def train_py(*arguments: object) -> Ending:
     """Run ``train.py`` in this process."""
-    return _command("train.py", train.main, arguments)
+    return _command("train.py", lambda: launch(parse_flags(None)), arguments)
 
 
 def fire_rl_command(*arguments: object) -> Ending:

@@ -141,7 +141,8 @@ def intervene_(
     )
     operation = Operation.plan(intervention, {network.role: network}, {}, context, seed)
     changes = operation.describe()[network.role]
-    _warn_of_kept(network, changes)
+    if not _is_selective(intervention):
+        _warn_of_kept(network, changes)
     optimizers = [] if optimizer is None else [optimizer]
     with all_or_nothing(network.tensors.values(), optimizers):
         operation.write()
@@ -154,6 +155,11 @@ def _check_optimizer(optimizer: object) -> None:
         raise TypeError(
             f"`optimizer` must be a torch.optim.Optimizer or None, got {describe(optimizer)}."
         )
+
+
+def _is_selective(intervention: Intervention) -> bool:
+    """Tell whether an option names what is touched: then the rest is left on purpose."""
+    return bool(getattr(intervention, "only", None) or getattr(intervention, "include", None))
 
 
 def _warn_of_kept(network: Network, changes: Changes) -> None:

@@ -171,7 +171,7 @@ OTHER = {
     "a time limit": (
         lambda: cart({"max_episode_steps": 20}),
         lambda: cart({"max_episode_steps": 30}),
-        ["environment.TimeLimit.max_episode_steps is 30, was 20"],
+        ["TimeLimit.max_episode_steps is 30, was 20"],
     ),
     "normalisation": (
         lambda: cart(wrap=VecNormalize),

@@ -184,11 +184,11 @@ def min_of(values):
 
 def test_another_environment_is_named_and_left_alone(tmp_path):
     env, other = (
-        wrappers.TimeLimit(Counting(level=3), 9),
+        wrappers.OrderEnforcing(Counting(level=3)),
         wrappers.RecordEpisodeStatistics(Counting()),
     )
     (said,) = restored(env, other, tmp_path)
-    assert said == "`TimeLimit`: it was a TimeLimit, and is a RecordEpisodeStatistics"
+    assert said == "`OrderEnforcing`: it was a OrderEnforcing, and is a RecordEpisodeStatistics"
     assert other.unwrapped.level == 0
 
 

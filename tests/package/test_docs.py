@@ -80,6 +80,7 @@ def test_every_block_is_found():
 
 @pytest.mark.filterwarnings("ignore:You are trying to run PPO on the GPU:UserWarning")
 @pytest.mark.filterwarnings("ignore:A rank needs at least as many:UserWarning")  # few steps
+@pytest.mark.filterwarnings("ignore:`fire` will not act in this training:UserWarning")  # few steps
 @pytest.mark.parametrize("page", list(dict.fromkeys(block.page for block in PYTHON)))
 def test_python_runs(page, tmp_path, monkeypatch, registered):
     """The blocks of a page one after the other, in a folder of their own, with few steps."""
