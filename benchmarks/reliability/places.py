@@ -99,8 +99,7 @@ def _whole(prepared: Path, run: Path, ending: Ending) -> str | None:
     if ending.code != 0:
         return f"exit code {ending.code}: {ending.err[-300:]}"
     difference = compare(prepared / "whole", run)
-    wrong = difference.different or difference.lost or difference.doubled
-    return f"{difference}" if wrong else None
+    return None if difference.is_empty else f"{difference}"
 
 
 def _second(prepared: Path, folder: Path) -> str | None:

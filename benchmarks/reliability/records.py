@@ -21,6 +21,7 @@ from fire_rl.runs import layout
 # What a clock or the process decides, not the training; SB3 counts iterations in each `learn()`.
 CLOCK = ("time/fps", "time/time_elapsed", "time/iterations", "final/steps_per_second")
 CLOCK_KEYS = {"seconds", "steps_per_second", "time", "checkpoint"}
+EVENTS = "events"  # of TensorBoard, whatever their names
 # Layouts and session names that TensorBoard's plugins write once in each event file.
 PLUGINS = ("_hparams_/", "custom_scalars__config__")
 
@@ -45,10 +46,23 @@ class Difference:
     doubled: int
     examples: tuple[str, ...] = ()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no difference."""
+        return not (self.different or self.lost or self.doubled)
 
-def compare(whole: Path, cut: Path) -> Difference:
-    """Compare what two run folders hold."""
-    expected, found = Counter(records(whole)), Counter(records(cut))
+
+def compare(whole: Path, cut: Path, without: str = "") -> Difference:
+    """Compare what two run folders hold.
+
+    Args:
+        whole: The undisturbed run.
+        cut: The other one.
+        without: Name of a file that is left out.
+    """
+    kept = lambda entry: Path(entry[0]).name != without  # noqa: E731
+    expected = Counter(filter(kept, records(whole)))
+    found = Counter(filter(kept, records(cut)))
     missing, more = expected - found, found - expected
     about = Counter((file, key) for file, key, _ in missing.elements())
     also = Counter((file, key) for file, key, _ in more.elements())
@@ -76,7 +90,7 @@ def records(folder: Path) -> Iterator[Entry]:
 def _where(name: str) -> str:
     """Return a file's name; event files, of which each attempt writes one, count as one."""
     path = Path(name)
-    return str(path.with_name("events")) if path.match(layout.EVENTS) else name
+    return str(path.with_name(EVENTS)) if path.match(layout.EVENTS) else name
 
 
 def _entries(path: Path) -> Iterator[tuple[Hashable, str]]:
@@ -85,8 +99,12 @@ def _entries(path: Path) -> Iterator[tuple[Hashable, str]]:
     elif path.suffix == ".csv":
         yield from _rows(path)
     elif path.suffix == ".jsonl":
-        for line in path.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                yield "damaged", line
+                continue
             about = (entry.get("num_timesteps", entry.get("step")), "recovery" in entry)
             yield about, json.dumps(_without_clock(entry), sort_keys=True)
     elif path.name in (layout.RESULT, layout.RECOVERY):

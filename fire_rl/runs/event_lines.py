@@ -64,8 +64,11 @@ class EventLines:
         except OSError as error:
             logger.warning("%s cannot be put back to the checkpoint: %s", path, error)
             return
-        if own < self.written and data:  # in a new folder there is no line yet
-            logger.warning("%s has lost %d lines of this training.", path, self.written - own)
+        if own < self.written and folder.is_dir() and any(folder.iterdir()):  # no new folder
+            logger.warning(
+                "%s has %d lines of this training less than when the checkpoint was saved: they "
+                "are lost, or in another folder.", path, self.written - own,
+            )  # fmt: skip
         self.written = min(own, self.written)
 
     def _is_mine(self, line: str) -> bool:

@@ -136,6 +136,12 @@ def cut_logs(logger: Logger, sizes: Mapping[str, Any], checkpoints: Path) -> Non
         return
     own = {event_file(output) for output in _tensorboard(logger)}
     begun = _event_files(checkpoints)
+    is_here = folder.resolve() == checkpoints.parent.resolve()
+    for name in sizes if is_here or any((folder / name).exists() for name in sizes) else ():
+        size = (folder / name).stat().st_size if (folder / name).exists() else 0
+        if size < sizes[name]:
+            lost = sizes[name] - size
+            warner.warning("%s has lost %d bytes that were logged before.", folder / name, lost)
     for path in folder.glob(EVENTS):
         if path.name in own or path.is_symlink():
             continue

@@ -389,7 +389,7 @@ def test_lost_lines_are_named_and_later_ones_are_still_told_apart(tmp_path, capl
         log.append(tmp_path, {"number": number})
     path.write_text(path.read_text().split("\n", 2)[2])  # the first two are lost
     log.take_back(tmp_path)
-    assert "interventions.jsonl has lost 2 lines" in caplog.text
+    assert "interventions.jsonl has 2 lines of this training less" in caplog.text
     state = log.get_state()
     log.append(tmp_path, {"number": 3})
     again = EventLines()
