@@ -13,7 +13,7 @@ from benchmarks.reliability import mutations
 from benchmarks.reliability.trial import Trial, train_py
 from fire_rl.runs import layout
 
-FILES, FOLDERS, CHECKPOINTS = 400, 60, 150  # how many mutations of each
+FILES, FOLDERS, CHECKPOINTS = 200, 30, 80  # how many mutations of each
 
 
 def trials(prepared: Path) -> Iterator[tuple[str, Trial]]:

@@ -36,7 +36,7 @@ INTERVENTIONS: dict[str, Callable[[], Any]] = {
     "shrink_and_perturb": ShrinkAndPerturb,
 }
 ERRORS: tuple[type[BaseException], ...] = (RuntimeError, KeyboardInterrupt, MemoryError, SystemExit)
-SIGNALS = 20  # real ones, for each model and intervention
+SIGNALS = 10  # real ones, for each model and intervention
 
 
 def trials() -> Iterator[tuple[str, Trial]]:
