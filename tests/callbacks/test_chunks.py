@@ -4,6 +4,7 @@ import io
 import warnings
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3 import PPO
@@ -128,6 +129,17 @@ def test_gradient_updates_in_chunks(algo, new, zipped):
     _, events, _ = in_chunks(model, Every(3), chunks, new, zipped, **options)
     whole = Events(Every(3), **options)
     make(algo, 2, 4, "gradient_updates").learn(96, callback=whole)
+    assert events == whole.events != []
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_gradient_updates_of_an_optimizer_that_counts_none(new):
+    """SGD: a new callback goes on from what the one before has counted."""
+    model = make_model("dqn", policy_kwargs={"optimizer_class": torch.optim.SGD})
+    chunks, options = [32, 16, 48], {"unit": "gradient_updates", "horizon": None}
+    _, events, _ = in_chunks(model, Every(9), chunks, new, False, **options)
+    whole = Events(Every(9), **options)
+    make_model("dqn", policy_kwargs={"optimizer_class": torch.optim.SGD}).learn(96, callback=whole)
     assert events == whole.events != []
 
 
@@ -327,6 +339,21 @@ def test_the_same_callback_says_it_once_for_each_model():
     ]
     with pytest.warns(UserWarning, match="will not act"):
         make_model("ppo").learn(32, callback=fire)
+
+
+def test_that_an_event_waits_is_said_once_of_callbacks_made_anew():
+    model = make_model("ppo").learn(16)
+    said_of = [said(16, model=model, reset=False, every=32) for _ in range(5)]
+    assert [len(messages) for messages in said_of] == [1, 0, 0, 0, 0]
+    assert "planned at step 32 has not happened" in said_of[0][0]
+    assert any("has not happened" in text for text in said(32, model=model, every=32, stop=1.0))
+
+
+def test_a_horizon_that_was_given_is_not_advised():
+    (text,) = said(96, every=60, horizon=64)
+    assert text.endswith("Plan it earlier or train longer.")
+    (text,) = said(96, every=200)
+    assert text.endswith("give `horizon=`, the steps in all.")
 
 
 @pytest.mark.parametrize("new", [False, True])
