@@ -5,11 +5,14 @@ import warnings
 
 import pytest
 import torch
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.wrappers import TimeLimit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from fire_rl import (
     Every,
@@ -151,6 +154,20 @@ def test_a_rollout_of_episodes_is_as_long_as_they_were():
     model = make_model("td3", n_envs=1, train_freq=(2, "episode"), learning_starts=10**6)
     model.learn(144, callback=whole)
     assert events == whole.events == [48, 96, 120]
+
+
+@pytest.mark.parametrize("size", [1000, 50])  # the second one is overwritten
+def test_episodes_without_a_monitor_are_read_from_the_replay_buffer(size):
+    def model():
+        env = DummyVecEnv([lambda: TimeLimit(CartPoleEnv(), 7)])
+        options = {"train_freq": (3, "episode"), "learning_starts": 10**6, "buffer_size": size}
+        return DQN("MlpPolicy", env, seed=0, device="cpu", **options)
+
+    chunked, events, _ = in_chunks(model(), Every(20), [30, 20, 45], new=True, zipped=False)
+    whole = Events(Every(20))
+    model().learn(chunked.num_timesteps, callback=whole)
+    assert rollout_steps(chunked) == 21
+    assert events == whole.events == [21, 42, 63, 84, 105]
 
 
 @pytest.mark.parametrize("algo", ["ppo", "a2c", "trpo", "dqn", "sac"])
