@@ -68,7 +68,8 @@ def _stored_episodes(model: BaseAlgorithm, number: int) -> int:
     if not isinstance(buffer, ReplayBuffer):
         return 0
     # In order of time: with the oldest row first, which is the next to be overwritten.
-    dones = np.roll(buffer.dones[:, 0], -buffer.pos)[-buffer.size() :] if buffer.size() else []
+    rows = np.roll(buffer.dones[:, 0], -buffer.pos)
+    dones = rows[len(rows) - buffer.size() :]
     ends = np.flatnonzero(dones)
     return len(dones) - (int(ends[-number - 1]) + 1 if len(ends) > number else 0)
 
