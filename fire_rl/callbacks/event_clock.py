@@ -202,6 +202,13 @@ class EventClock:
 
     def _count_updates(self, model: BaseAlgorithm) -> None:
         optimizers = ModelView(model).optimizers
+        for optimizer in optimizers:
+            if not hasattr(optimizer, "register_step_post_hook"):
+                raise ValueError(
+                    "`unit='gradient_updates'` cannot count the steps of "
+                    f"{type(optimizer).__name__}, which is no torch.optim.Optimizer (it has no "
+                    "`register_step_post_hook`). Use `unit='timesteps'`."
+                )
         if not self._updates:
             earlier = self._catch_up and self.began > 0
             self._updates = [0] * len(optimizers)

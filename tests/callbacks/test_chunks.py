@@ -156,6 +156,21 @@ def test_a_rollout_of_episodes_is_as_long_as_they_were():
     assert events == whole.events == [48, 96, 120]
 
 
+def test_updates_of_what_is_no_torch_optimizer_cannot_be_counted():
+    class Wrapped:
+        def __init__(self, optimizer):
+            self.param_groups, self.state = optimizer.param_groups, optimizer.state
+            self.step, self.zero_grad = optimizer.step, optimizer.zero_grad
+
+    model = make_model("dqn")
+    model.policy.optimizer = Wrapped(model.policy.optimizer)
+    fire = FireCallback(every=16)
+    model.learn(48, callback=fire)
+    assert fire.reports[-1].optimizer_entries_forgotten > 0
+    with pytest.raises(ValueError, match=r"cannot count the steps of Wrapped, .*'timesteps'"):
+        model.learn(48, callback=FireCallback(every=16, unit="gradient_updates"))
+
+
 @pytest.mark.parametrize("size", [1000, 50])  # the second one is overwritten
 def test_episodes_without_a_monitor_are_read_from_the_replay_buffer(size):
     def model():
