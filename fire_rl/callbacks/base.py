@@ -170,7 +170,7 @@ def misplaced(callback: BaseCallback, wrapper: str) -> str:
     """Say that a callback cannot work inside another."""
     return (
         f"{type(callback).__name__} is inside {wrapper}, which does not forward "
-        "`on_rollout_start`, the only moment at which weights may change: it would do nothing. "
-        "Pass it to `learn(callback=[...])` itself, beside the other, and give it its own "
-        "schedule, for example `FireCallback(every=200_000)`."
+        "`on_rollout_start` and `on_rollout_end`: it would do nothing. Pass it to "
+        "`learn(callback=[...])` itself, beside the other, and give it its own schedule, for "
+        "example `every=200_000`."
     )

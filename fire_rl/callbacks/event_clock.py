@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -17,6 +19,8 @@ from fire_rl.schedules.planned import steps_after
 from fire_rl.utils.validation import check_choice, check_int
 
 Unit = Literal["timesteps", "gradient_updates"]
+# Gradient updates of a model in this process, by optimizer, as a clock has counted them.
+_COUNTED: WeakKeyDictionary[BaseAlgorithm, list[int]] = WeakKeyDictionary()
 
 
 class EventClock:
@@ -33,7 +37,8 @@ class EventClock:
         unit: ``"timesteps"``: environment steps over all environments. ``"gradient_updates"``:
             the largest number of steps of any optimizer, counted from the start of the callback
             (SB3's ``_n_updates`` means something else in every algorithm); a new callback in a call
-            that begins later goes on from what the optimizers have counted (SGD counts nothing).
+            that begins later goes on from what the optimizers have counted (SGD counts nothing), or
+            another callback of this model, in this process.
             Without a ``horizon``, ``stop`` then refers to the environment steps.
         catch_up: Whether a call that begins at step N > 0 has crossed, at its first rollout start,
             what lies in (N - R, N], R one rollout: events that were due when the call before ended.
@@ -197,9 +202,21 @@ class EventClock:
 
     def _count_updates(self, model: BaseAlgorithm) -> None:
         optimizers = ModelView(model).optimizers
+        for optimizer in optimizers:
+            if not hasattr(optimizer, "register_step_post_hook"):
+                raise ValueError(
+                    "`unit='gradient_updates'` cannot count the steps of "
+                    f"{type(optimizer).__name__}, which is no torch.optim.Optimizer (it has no "
+                    "`register_step_post_hook`). Use `unit='timesteps'`."
+                )
         if not self._updates:
             earlier = self._catch_up and self.began > 0
-            self._updates = list(updates_made(model)) if earlier else [0] * len(optimizers)
+            self._updates = [0] * len(optimizers)
+            if earlier:
+                counted = (updates_made(model), _COUNTED.get(model, []), self._updates)
+                self._updates = [max(counts) for counts in zip_longest(*counted, fillvalue=0)]
+        if self._catch_up:
+            _COUNTED[model] = self._updates
 
         def count(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             self._updates[[id(item) for item in optimizers].index(id(optimizer))] += 1

@@ -30,6 +30,7 @@ from fire_rl.interventions import (
 from fire_rl.runs.episodes import EpisodeLog
 from fire_rl.runs.event_lines import EventLines
 from fire_rl.runs.recovery import Recovery, RecoveryLog
+from fire_rl.sb3.callback_tree import walk_callbacks
 from fire_rl.sb3.exploration import (
     ExplorationRestart,
     as_exploration_restart,
@@ -199,6 +200,7 @@ class InterventionCallback(RolloutCallback):
                 head_refit=self.head_refit,
                 live=lambda: self.source.live(self.model) if self.source is not None else None,
                 on_report=lambda report: self._record(report, planned_step, cause),
+                beside=walk_callbacks(filter(None, [self.locals.get("callback")])),
             )
         except BaseException:
             if len(self.reports) == events:  # it was undone, and is still to come

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -16,6 +17,9 @@ from fire_rl.callbacks.event_clock import EventClock
 from fire_rl.sb3.continuation import has_learned
 from fire_rl.schedules import At, AtFractions, Every, Threshold
 from fire_rl.schedules.planned import last_step, steps_after, steps_as_text
+
+# What has been said to wait, by model: intervention, unit and schedule.
+_WAITS: WeakKeyDictionary[BaseAlgorithm, set[tuple[str, ...]]] = WeakKeyDictionary()
 
 
 class Notices:
@@ -75,7 +79,7 @@ class Notices:
         goes_on = isinstance(clock.schedule, Every) and clock.done is not None
         if goes_on and (unit == "update" or (step or 0) >= clock.total):
             return  # a period that ends with the training: nothing learns after this event
-        if step is not None:
+        if step is not None and self._is_first_of(model):
             self._warn(
                 "not done",
                 f"`{self.name}` planned at {unit} {step:,} has not happened: the last rollout has "
@@ -83,7 +87,9 @@ class Notices:
                 f"learn(reset_num_timesteps=False) does it. To have it in this call, plan it a "
                 "rollout earlier or train longer.",
             )
-        elif unit == "update" and not (clock.began or clock.restored or clock.done):
+        elif (
+            step is None and unit == "update" and not (clock.began or clock.restored or clock.done)
+        ):
             self._warn(
                 "nothing",
                 f"`{self.name}` has not acted in this training of {now:,} updates: none was "
@@ -135,12 +141,13 @@ class Notices:
             reason = f"`at` begins with {schedule.steps[0]:,}"
         else:
             return
-        unit = self.clock.unit.replace("_", " ")
+        unit, advice = self.clock.unit.replace("_", " "), ""
+        if self.clock.given_horizon is None:
+            advice = "; if you call learn() in chunks, give `horizon=`, the steps in all"
         self._warn(
             "nothing",
             f"`{self.name}` will not act in this training of {horizon:,} {unit}: {reason}. Plan it "
-            "earlier or train longer; if you call learn() in chunks, give `horizon=`, the steps in "
-            "all.",
+            f"earlier or train longer{advice}.",
         )
 
     def _check_again(self, model: BaseAlgorithm) -> None:
@@ -182,6 +189,19 @@ class Notices:
                     f"{step:,}",
                     f"{horizon:,}",
                 )
+
+    def _is_first_of(self, model: BaseAlgorithm) -> bool:
+        """Whether no callback like this one has said in this training that an event waits.
+
+        One that is made anew for each chunk would say it in each.
+        """
+        said = _WAITS.setdefault(model, set())
+        if self.clock.began == 0:
+            said.clear()
+        key = (self.name, self.clock.unit, repr(self.clock.schedule))
+        is_first = key not in said
+        said.add(key)
+        return is_first
 
     def _end_of_call(self) -> int:
         """The step at which the present call ends, 0 where the unit is another one."""

@@ -138,7 +138,7 @@ class PlasticityMetricsCallback(RolloutCallback):
             self._warn(
                 "features",
                 f"All weights are finite, but {', '.join(others)} are NaN: the observations or "
-                "what the networks make of them are not finite.",
+                "what the networks make of them are not finite, or the weights are too large.",
             )
         else:
             self._warn(

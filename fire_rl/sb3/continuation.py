@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
@@ -40,8 +43,8 @@ def rollout_steps(model: BaseAlgorithm) -> int:
     """Return how many environment steps the last rollout took, over all environments.
 
     On-policy: ``n_steps`` of each environment. Off-policy: ``train_freq`` of each, or where that
-    counts episodes, the lengths of the last ones as ``Monitor`` reports them (without it, one step
-    of all environments). ``learning_starts`` changes no rollout.
+    counts episodes, the lengths of the last ones as ``Monitor`` reports them, or else as the replay
+    buffer shows them (without both, one step). ``learning_starts`` changes no rollout.
     """
     if isinstance(model, OnPolicyAlgorithm):
         return model.n_steps * model.n_envs
@@ -51,7 +54,24 @@ def rollout_steps(model: BaseAlgorithm) -> int:
     if frequency.unit is TrainFrequencyUnit.STEP:
         return frequency.frequency * model.n_envs
     episodes = list(model.ep_info_buffer or ())[-frequency.frequency :]
+    if not episodes:
+        return max(model.n_envs, _stored_episodes(model, frequency.frequency))
     return max(model.n_envs, sum(int(episode["l"]) for episode in episodes))
+
+
+def _stored_episodes(model: BaseAlgorithm, number: int) -> int:
+    """Return the length of the last episodes in a replay buffer of one environment, 0 if unknown.
+
+    SB3 counts in episodes with one environment only.
+    """
+    buffer: Any = getattr(model, "replay_buffer", None)
+    if not isinstance(buffer, ReplayBuffer):
+        return 0
+    # In order of time: with the oldest row first, which is the next to be overwritten.
+    rows = np.roll(buffer.dones[:, 0], -buffer.pos)
+    dones = rows[len(rows) - buffer.size() :]
+    ends = np.flatnonzero(dones)
+    return len(dones) - (int(ends[-number - 1]) + 1 if len(ends) > number else 0)
 
 
 def updates_per_rollout(model: BaseAlgorithm) -> int:

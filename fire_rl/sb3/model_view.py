@@ -29,6 +29,7 @@ class ModelView:
 
     Attributes:
         model: The model.
+        beside: Objects outside of it that may hold optimizers of its parameters: callbacks.
 
     Raises:
         ValueError: At the first question, if the algorithm is unknown, or its policy lacks what its
@@ -36,6 +37,7 @@ class ModelView:
     """
 
     model: BaseAlgorithm
+    beside: tuple[object, ...] = ()
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -75,8 +77,8 @@ class ModelView:
 
     @cached_property
     def all_optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
-        """Every optimizer of the model and its policy, each once; those of the roles first."""
-        found = (*self.optimizers, *find_optimizers(self.model).values())
+        """Every optimizer of the model, its policy and what is beside it; the roles' come first."""
+        found = (*self.optimizers, *find_optimizers(self.model, self.beside).values())
         return tuple({id(optimizer): optimizer for optimizer in found}.values())
 
     def select(self, networks: Sequence[str] | None) -> tuple[NetworkGroup, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ _OTHERS = (VecEnv, BaseBuffer, Logger, nn.Module, torch.Tensor, type)
 _LONGEST = 256  # longer lists and mappings hold data
 
 
-def find_optimizers(model: BaseAlgorithm) -> dict[str, torch.optim.Optimizer]:
+def find_optimizers(
+    model: BaseAlgorithm, beside: Iterable[object] = ()
+) -> dict[str, torch.optim.Optimizer]:
     """Return the optimizers that a model, its policy or any of their parts hold, each once.
 
     Searched are the attributes of the model, of its policy, of all modules in these, lists and
@@ -26,12 +29,14 @@ def find_optimizers(model: BaseAlgorithm) -> dict[str, torch.optim.Optimizer]:
 
     Args:
         model: The model.
+        beside: Other objects whose own attributes are searched, such as callbacks that train.
 
     Returns:
         The dotted name of each, such as ``"policy.optimizer"``, and itself.
     """
     found: dict[int, tuple[str, torch.optim.Optimizer]] = {}
-    for name, value in _attributes(model):
+    others = ((f"{type(one).__name__}.{name}", v) for one in beside for name, v in _own(one))
+    for name, value in chain(_attributes(model), others):
         if _is_optimizer(value):
             found.setdefault(id(value), (name, value))
     return dict(found.values())

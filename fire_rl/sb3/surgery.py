@@ -8,7 +8,7 @@ untouched.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ def apply_intervention(
     head_refit: HeadRefit | Mapping[str, Any] | bool | None = None,
     live: Callable[[], Probe | None] | None = None,
     on_report: Callable[[InterventionReport], None] | None = None,
+    beside: Iterable[object] = (),
 ) -> InterventionReport:
     """Apply an intervention to an SB3 model now.
 
@@ -77,6 +78,8 @@ def apply_intervention(
             units; by default those of ``probe``.
         on_report: Called with the report before the change is final: if it raises, for example
             because a disk is full, the change is undone.
+        beside: Objects outside of the model whose optimizers forget what has changed, too, such as
+            callbacks that train a network of the policy.
 
     Returns:
         The report.
@@ -89,7 +92,7 @@ def apply_intervention(
     started = time.perf_counter()
     _check_kinds(model, initial, probe)
     intervention, refit = make_intervention(intervention), as_head_refit(head_refit)
-    view = ModelView(model)
+    view = ModelView(model, tuple(beside))
     groups = groups_to_change(view, intervention)
     check_head_refit(model, groups, intervention, refit)
     networks = {group.role: group.online for group in groups}

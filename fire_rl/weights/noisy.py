@@ -52,3 +52,16 @@ def noisy_means(module: nn.Module) -> tuple[str, str | None] | None:
     if outputs != rows and not (outputs is None and rows == columns):
         return None
     return weights[0], biases[0] if biases else None
+
+
+def noise_scales(module: nn.Module) -> tuple[str, ...]:
+    """Return what a subclass of ``nn.Linear`` with noise calls the scales of it.
+
+    Its weight is the mean: ``sigma_weight`` and ``sigma_bias`` have the shapes of ``weight`` and
+    ``bias``.
+    """
+    if not isinstance(module, nn.Linear):
+        return ()
+    own = {n: parameter for n, parameter in own_parameters(module).items() if parameter is not None}
+    shapes = {own[name].shape for name in ("weight", "bias") if name in own}
+    return tuple(name for name, p in own.items() if _SCALE in name and p.shape in shapes)

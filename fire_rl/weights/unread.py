@@ -18,7 +18,7 @@ from fire_rl.weights.layers import (
     plain_name,
     weight_layers_of,
 )
-from fire_rl.weights.noisy import noisy_means
+from fire_rl.weights.noisy import noise_scales, noisy_means
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 # Modules with vectors that are biases, or what a parametrization makes of one.
@@ -107,6 +107,9 @@ def _judge(
         return kind, matrices, False
     if noisy_means(module) is not None and not isinstance(module, nn.Linear):
         return "noise", own, True
+    scales = noise_scales(module)
+    if scales and all(name in scales for name in matrices):
+        return "noise", {name: own[name] for name in scales if name in own}, True
     if isinstance(module, _LAYERS):
         # `weight_orig`: what the old spectral norm and pruning compute the weight from.
         own = {n: p for n, p in own.items() if "bias" not in n and not n.endswith("_orig")}

@@ -4,11 +4,15 @@ import io
 import warnings
 
 import pytest
+import torch
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.wrappers import TimeLimit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from fire_rl import (
     Every,
@@ -131,6 +135,17 @@ def test_gradient_updates_in_chunks(algo, new, zipped):
     assert events == whole.events != []
 
 
+@pytest.mark.parametrize("new", [False, True])
+def test_gradient_updates_of_an_optimizer_that_counts_none(new):
+    """SGD: a new callback goes on from what the one before has counted."""
+    model = make_model("dqn", policy_kwargs={"optimizer_class": torch.optim.SGD})
+    chunks, options = [32, 16, 48], {"unit": "gradient_updates", "horizon": None}
+    _, events, _ = in_chunks(model, Every(9), chunks, new, False, **options)
+    whole = Events(Every(9), **options)
+    make_model("dqn", policy_kwargs={"optimizer_class": torch.optim.SGD}).learn(96, callback=whole)
+    assert events == whole.events != []
+
+
 def test_a_rollout_of_episodes_is_as_long_as_they_were():
     model = make_model("td3", n_envs=1, train_freq=(2, "episode"), learning_starts=10**6)
     model, events, _ = in_chunks(model, Every(40), [30, 20, 60], new=True, zipped=True)
@@ -139,6 +154,35 @@ def test_a_rollout_of_episodes_is_as_long_as_they_were():
     model = make_model("td3", n_envs=1, train_freq=(2, "episode"), learning_starts=10**6)
     model.learn(144, callback=whole)
     assert events == whole.events == [48, 96, 120]
+
+
+def test_updates_of_what_is_no_torch_optimizer_cannot_be_counted():
+    class Wrapped:
+        def __init__(self, optimizer):
+            self.param_groups, self.state = optimizer.param_groups, optimizer.state
+            self.step, self.zero_grad = optimizer.step, optimizer.zero_grad
+
+    model = make_model("dqn")
+    model.policy.optimizer = Wrapped(model.policy.optimizer)
+    fire = FireCallback(every=16)
+    model.learn(48, callback=fire)
+    assert fire.reports[-1].optimizer_entries_forgotten > 0
+    with pytest.raises(ValueError, match=r"cannot count the steps of Wrapped, .*'timesteps'"):
+        model.learn(48, callback=FireCallback(every=16, unit="gradient_updates"))
+
+
+@pytest.mark.parametrize("size", [1000, 50])  # the second one is overwritten
+def test_episodes_without_a_monitor_are_read_from_the_replay_buffer(size):
+    def model():
+        env = DummyVecEnv([lambda: TimeLimit(CartPoleEnv(), 7)])
+        options = {"train_freq": (3, "episode"), "learning_starts": 10**6, "buffer_size": size}
+        return DQN("MlpPolicy", env, seed=0, device="cpu", **options)
+
+    chunked, events, _ = in_chunks(model(), Every(20), [30, 20, 45], new=True, zipped=False)
+    whole = Events(Every(20))
+    model().learn(chunked.num_timesteps, callback=whole)
+    assert rollout_steps(chunked) == 21
+    assert events == whole.events == [21, 42, 63, 84, 105]
 
 
 @pytest.mark.parametrize("algo", ["ppo", "a2c", "trpo", "dqn", "sac"])
@@ -327,6 +371,21 @@ def test_the_same_callback_says_it_once_for_each_model():
     ]
     with pytest.warns(UserWarning, match="will not act"):
         make_model("ppo").learn(32, callback=fire)
+
+
+def test_that_an_event_waits_is_said_once_of_callbacks_made_anew():
+    model = make_model("ppo").learn(16)
+    said_of = [said(16, model=model, reset=False, every=32) for _ in range(5)]
+    assert [len(messages) for messages in said_of] == [1, 0, 0, 0, 0]
+    assert "planned at step 32 has not happened" in said_of[0][0]
+    assert any("has not happened" in text for text in said(32, model=model, every=32, stop=1.0))
+
+
+def test_a_horizon_that_was_given_is_not_advised():
+    (text,) = said(96, every=60, horizon=64)
+    assert text.endswith("Plan it earlier or train longer.")
+    (text,) = said(96, every=200)
+    assert text.endswith("give `horizon=`, the steps in all.")
 
 
 @pytest.mark.parametrize("new", [False, True])

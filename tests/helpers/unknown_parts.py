@@ -27,6 +27,20 @@ class NoisyLinear(nn.Module):
         return nn.functional.linear(x, weight, bias)
 
 
+class NoisySubclass(nn.Linear):
+    """A linear layer with scales of noise beside weight and bias, of the same shapes."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.sigma_weight = nn.Parameter(torch.full((outputs, inputs), 0.017))
+        self.sigma_bias = nn.Parameter(torch.full((outputs,), 0.017))
+
+    def forward(self, x):
+        weight = self.weight + self.sigma_weight * torch.randn_like(self.weight)
+        bias = self.bias + self.sigma_bias * torch.randn_like(self.bias)
+        return nn.functional.linear(x, weight, bias)
+
+
 class Product(nn.Module):
     """A matrix that no class of torch owns."""
 

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
 from fire_rl import FIRE, FireCallback, PlasticityMetricsCallback, apply_intervention
@@ -47,6 +48,15 @@ def test_noisy_layers_are_projected_and_their_noise_is_kept():
     metrics = PlasticityMetricsCallback(every=24, probe_size=40)
     model.learn(24, callback=[FireCallback(every=16), metrics], reset_num_timesteps=False)
     assert 0 <= metrics.history[-1][1]["plasticity/critic/dormant_ratio"] <= 1
+
+
+def test_a_noisy_subclass_of_linear_is_known():
+    """Its own weight is the mean; the scales of the noise are kept, and nothing is warned of."""
+    model = make_model("dqn", policy=kinds.q_policy(kinds.NoisySubclass), policy_kwargs={})
+    report = apply_intervention(model, "fire")
+    assert {change.action for change in report.layers} == {"project"}
+    noise = [f"q_net.q_net.{place}.sigma_{of}" for place in (0, 2) for of in ("weight", "bias")]
+    assert report.networks["critic"].kept == dict.fromkeys(noise, "noise")
 
 
 @pytest.mark.parametrize("spec", ["reset", "random_orthogonal", "shrink_and_perturb", "redo"])
@@ -139,6 +149,27 @@ def test_every_optimizer_forgets_what_has_changed(place):
     apply_intervention(model, "fire")
     biases = {p for n, p in model.policy.mlp_extractor.named_parameters() if n.endswith("bias")}
     assert set(second.state) == biases
+
+
+def test_an_optimizer_of_another_callback_forgets_what_has_changed():
+    class Auxiliary(BaseCallback):
+        def _init_callback(self):
+            self.optimizers = {"aux": torch.optim.Adam(self.model.policy.parameters())}
+
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            loss = sum((parameter**2).sum() for parameter in self.model.policy.parameters())
+            loss.backward()
+            self.optimizers["aux"].step()
+
+    model, auxiliary = make_model("ppo"), Auxiliary()
+    model.learn(40, callback=[FireCallback(at=24), auxiliary])
+    state = auxiliary.optimizers["aux"].state
+    assert [
+        int(state[getattr(model.policy.action_net, of)]["step"]) for of in ("weight", "bias")
+    ] == [1, 3]  # two before the event, one after it
 
 
 def test_an_optimizer_that_holds_targets_is_no_stranger():
