@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from agents.classes import HOMES, split_name
 from experiments.config import RunConfig
 from experiments.plain_yaml import ConfigError, read_yaml
 from fire_rl.utils.validation import NUMBER
@@ -26,6 +27,8 @@ _DATA = {"env_options", "intervention", "schedule", "arms", "metrics", "eval", "
          "branch", "device"}  # fmt: skip
 # Packages that train.py has loaded already.
 _BUILT_IN = {"torch", "stable_baselines3", "sb3_contrib", "fire_rl", "agents"}
+# Wrappers that only look and change: a function of the packages above could write a file.
+_WRAPPERS = {"stable_baselines3.common.atari_wrappers", "sb3_contrib.common.wrappers"}
 _FOREIGN_MAKER = re.compile(r"GymV\d+Environment")  # gymnasium: its argument names another one
 _FIRST, _LAST = "# Written by train.py, run ", "# The end of this file."
 
@@ -141,7 +144,7 @@ def named_modules(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         if section not in _DATA:
             for key, word in _words(values[section], str(section)):
                 is_known = section in RunConfig.model_fields and section != "imports"
-                if (module := _module(word) if is_known else word) is not None:
+                if (module := _module(key, word) if is_known else word) is not None:
                     found.append((key, module))
     return found
 
@@ -187,15 +190,21 @@ def _words(value: Any, key: str) -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def _module(word: str) -> str | None:
+def _module(key: str, word: str) -> str | None:
     """Return the module that a word would import; None for a word that is no dotted name."""
+    argument = key.rpartition(".")[2]
+    if argument in HOMES and not split_name(argument, word)[0]:  # such as nn.ReLU
+        return None
     if _FOREIGN_MAKER.match(word):
         return f"what `env_options` of {word} names"
     if ":" in word:
         return word.partition(":")[0]
     if "." not in word or NUMBER.fullmatch(word.removeprefix("lin_")):
         return None
-    return None if word.partition(".")[0] in _BUILT_IN else word.rpartition(".")[0]
+    module = word.rpartition(".")[0]
+    if key == "env_wrapper":
+        return None if module in _WRAPPERS else module
+    return None if word.partition(".")[0] in _BUILT_IN else module
 
 
 def _digest(text: str) -> str:

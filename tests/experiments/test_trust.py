@@ -166,6 +166,13 @@ def test_a_list_that_cannot_be_written_or_read_is_no_end(state, tmp_path, monkey
     [
         ({"env": "ALE/Pong-v5", "agent": {"learning_rate": "lin_7.3e-4", "gamma": ".99"}}, []),
         ({"agent": {"policy_kwargs": {"activation_fn": "torch.nn.ReLU"}}}, []),
+        ({"agent": {"policy_kwargs": {"activation_fn": "nn.ReLU"}, "optimizer": "a"}}, []),
+        ({"agent": {"optimizer_class": "th.optim.Adam", "activation_fn": "optim.Adam"}}, ["optim"]),
+        ({"env_wrapper": "stable_baselines3.common.atari_wrappers.WarpFrame"}, []),
+        # Functions and classes of known packages that write to the path that they are given.
+        ({"env_wrapper": [{"torch.save": {"f": "/home/x"}}]}, ["torch"]),
+        ({"env_wrapper": [{"stable_baselines3.common.monitor.Monitor": {"filename": "/home/x"}}]},
+         ["stable_baselines3.common.monitor"]),
         ({"agent": {"replay_buffer_class": "fire_rl.sb3.frame_replay.FrameReplayBuffer"}}, []),
         ({"intervention": {"include": ["q_net.0"]}, "env_options": {"xml_file": "a:b.xml"}}, []),
         ({"device": "cuda:0", "branch": {"checkpoint": "a.b/5"}}, []),
