@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
+from stable_baselines3.common.monitor import Monitor
 
 from envs import registry
 from fire_rl.utils.validation import nearest
@@ -40,6 +42,30 @@ def read_wrappers(value: Any, label: str = "env_wrapper") -> list[dict[str, dict
             )
         wrappers.append({path: dict(arguments or {})})
     return wrappers
+
+
+class EndedEpisodes(gym.Wrapper):
+    """Reports an episode that a wrapper outside SB3's ``Monitor`` has ended.
+
+    ``Monitor`` sees no end then, and SB3's ``evaluate_policy`` would wait for one for ever.
+    """
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Make a step; at an end that was not reported, report the rewards that Monitor saw."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if (terminated or truncated) and "episode" not in info:
+            monitor = self._monitor()
+            if monitor is not None:
+                seconds = round(time.time() - monitor.t_start, 6)
+                score = round(sum(monitor.rewards), 6)
+                info = {**info, "episode": {"r": score, "l": len(monitor.rewards), "t": seconds}}
+        return observation, reward, terminated, truncated, info
+
+    def _monitor(self) -> Monitor | None:
+        env = self.env
+        while isinstance(env, gym.Wrapper) and not isinstance(env, Monitor):
+            env = env.env
+        return env if isinstance(env, Monitor) else None
 
 
 def check_wrappers(wrappers: Sequence[Wrapper]) -> None:

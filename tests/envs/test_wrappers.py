@@ -6,7 +6,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.wrappers import TimeAwareObservation
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import is_wrapped, unwrap_wrapper
+from stable_baselines3.common.evaluation import evaluate_policy
 
 from envs import check_env, make_vec_env, read_wrappers
 from envs.continual import TaskSequence
@@ -163,3 +165,13 @@ def test_wrappers_of_another_shape(value):
     with pytest.raises(ValueError, match="`env_wrapper`"):
         read_wrappers(value)
     assert read_wrappers(None) == read_wrappers([]) == []
+
+
+def test_an_episode_that_a_wrapper_ends_is_reported():
+    """SB3's evaluate_policy waits for Monitor's report; TimeLimit stands outside of it."""
+    limit = {"gymnasium.wrappers.TimeLimit": {"max_episode_steps": 5}}
+    model = PPO("MlpPolicy", make_vec_env("CartPole-v1", seed=0), n_steps=32, device="cpu")
+    venv = make_vec_env("CartPole-v1", seed=0, env_wrapper=[limit], training=False)
+    returns, lengths = evaluate_policy(model, venv, 3, return_episode_rewards=True)
+    assert (returns, lengths) == ([5.0] * 3, [5] * 3)
+    venv.close()
