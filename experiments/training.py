@@ -7,7 +7,10 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from experiments.build import Run, build
 from experiments.config import RunConfig
@@ -38,6 +41,30 @@ def train(config: RunConfig, folder: RunFolder, args: Args) -> int:
         folder.release()
 
 
+class LogInterval(int):
+    """A ``log_interval`` that counts an on-policy run's rollouts from its step 0.
+
+    SB3 counts them in a local variable of ``learn()`` and asks ``iteration % log_interval``: a
+    resumed run would log at other steps than one that was never stopped. A subclass of ``int`` is
+    asked first.
+    """
+
+    def __new__(cls, interval: int, model: BaseAlgorithm) -> Self:
+        """Remember the model beside the number."""
+        made = super().__new__(cls, interval)
+        made._model = model
+        return made
+
+    _model: BaseAlgorithm
+
+    def __rmod__(self, count: int) -> int:
+        """Return what is left of the rollouts of the whole run; episodes are counted as given."""
+        model = self._model
+        if isinstance(model, OnPolicyAlgorithm):
+            count = model.num_timesteps // (model.n_steps * model.n_envs)
+        return count % int(self)
+
+
 def learn(run: Run, args: Args) -> int:
     """Train, save and sum up, after Ctrl-C and errors too.
 
@@ -50,7 +77,7 @@ def learn(run: Run, args: Args) -> int:
     model, config = run.model, run.config
     options: dict[str, Any] = {"callback": run.callbacks, "progress_bar": args.progress}
     if config.log_interval is not None:
-        options["log_interval"] = config.log_interval
+        options["log_interval"] = LogInterval(config.log_interval, model)
     print(f"Training {config.algo} on {config.env} in {run.folder.path}")
     start, ending = time.perf_counter(), "finished"
     failure: Exception | None = None

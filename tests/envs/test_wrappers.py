@@ -170,7 +170,9 @@ def test_wrappers_of_another_shape(value):
 def test_an_episode_that_a_wrapper_ends_is_reported():
     """SB3's evaluate_policy waits for Monitor's report; TimeLimit stands outside of it."""
     limit = {"gymnasium.wrappers.TimeLimit": {"max_episode_steps": 5}}
-    model = PPO("MlpPolicy", make_vec_env("CartPole-v1", seed=0), n_steps=32, device="cpu")
+    model = PPO(
+        "MlpPolicy", make_vec_env("CartPole-v1", seed=0), n_steps=32, batch_size=32, device="cpu"
+    )
     venv = make_vec_env("CartPole-v1", seed=0, env_wrapper=[limit], training=False)
     returns, lengths = evaluate_policy(model, venv, 3, return_episode_rewards=True)
     assert (returns, lengths) == ([5.0] * 3, [5] * 3)
