@@ -60,12 +60,12 @@ def capture_changed(
 
 
 def restore_changed(obj: Any, state: Mapping[str, Any]) -> None:
-    """Put back what :func:`capture_changed` has returned.
+    """Put back what :func:`capture_changed` has returned; a checkpoint may lack it.
 
     Raises:
         ValueError: If it would set what that does not write.
     """
-    for name, value in state["values"].items():
+    for name, value in state.get("values", {}).items():
         now = vars(obj).get(name)
         is_schedule = callable(now) and isinstance(value, float)
         known = name in constructor_arguments(type(obj)) | {_SCHEDULE} and name in vars(obj)
@@ -76,7 +76,7 @@ def restore_changed(obj: Any, state: Mapping[str, Any]) -> None:
         else:
             check_attribute(obj, name, value)
             put_back(obj, name, value)
-    _name(obj, state["lost"])
+    _name(obj, state.get("lost", []))
 
 
 def _name(obj: Any, lost: list[str]) -> None:

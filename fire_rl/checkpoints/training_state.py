@@ -163,7 +163,7 @@ def _restore_model(model: BaseAlgorithm, state: State) -> None:
         if isinstance(value, str | bytes) and vars(model).get(name) is None:
             raise ValueError(f"it would set `{name}` of {type(model).__name__} to a word")
         setattr(model, name, _like(getattr(model, name, None), value, model.device))
-    restore_changed(model, state["arguments"])
+    restore_changed(model, state.get("arguments", {}))
     restore_attributes(_parts(model), state["parts"])
 
 
@@ -273,6 +273,6 @@ def _restore_callback(callback: Any, state: State) -> None:
                 "say where files are. Give it get_state() and set_state(state).",
                 name, type(callback).__name__, value, now,
             )  # fmt: skip
-    restore_changed(callback, state["arguments"])
+    restore_changed(callback, state.get("arguments", {}))
     if "eval_env" in state:
         restore_vec_env(callback.eval_env, state["eval_env"])
