@@ -7,6 +7,7 @@ what a capture of the same object would have written.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -15,7 +16,13 @@ import numpy as np
 
 from fire_rl.checkpoints.safe_tree import is_plain
 
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _PLACES = {"path", "paths", "folder", "dir", "directory", "file", "filename", "prefix", "root"}
+
+
+def printed(value: Any) -> str:
+    """Return what a value prints of itself, without addresses in memory."""
+    return _ADDRESS.sub("", str(value))
 
 
 def constructor_arguments(kind: type) -> set[str]:

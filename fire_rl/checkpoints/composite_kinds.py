@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from fire_rl.checkpoints.attributes import printed
 from fire_rl.checkpoints.class_lookup import is_written_in_python, name_of
 from fire_rl.checkpoints.value_kinds import (
     KINDS,
@@ -269,12 +270,13 @@ def _split_partial(value: Any) -> tuple[Any, Parts]:
 
 
 def _split_space(value: Any) -> tuple[Any, Parts]:
-    return str(value), dict(enumerate(map(generator_of, subspaces(value))))
+    return printed(value), dict(enumerate(map(generator_of, subspaces(value))))
 
 
 def _join_space(living: Any, data: Any, parts: Parts, find: Find) -> Any:
-    if not isinstance(living, spaces.Space) or str(living) != data:
-        raise NotCapturable(f"it was {data}, and is {'missing' if living is MISSING else living}")
+    if not isinstance(living, spaces.Space) or printed(living) != data:
+        now = "missing" if living is MISSING else printed(living)
+        raise NotCapturable(f"it was {data}, and is {now}")
     for space, generator in zip(subspaces(living), parts.values(), strict=True):
         set_generator(space, generator)
     return living

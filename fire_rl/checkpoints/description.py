@@ -18,7 +18,7 @@ from gymnasium import spaces
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
-from fire_rl.checkpoints.attributes import constructor_arguments, is_place
+from fire_rl.checkpoints.attributes import constructor_arguments, is_place, printed
 
 Description = dict[str, Any]
 
@@ -26,6 +26,10 @@ KIND = "is"  # the key under which a description has the name of a class
 ACCESS = "training_configuration"  # the method by which worker processes answer
 _DEPTH = 4
 _SMALL = 16  # longer arrays are described by a checksum
+# Libraries whose objects report on a training: each run has others.
+_REPORTING = {
+    "aim", "clearml", "comet_ml", "logging", "mlflow", "neptune", "rich", "tqdm", "wandb"
+}  # fmt: skip
 _NOISES = (NormalActionNoise, OrnsteinUhlenbeckActionNoise)
 _NOT_OF_AN_ENV = {
     "env", "venv", "render_mode", "envs", "verbose", "observation_space", "action_space"
@@ -47,17 +51,17 @@ def describe(value: Any, depth: int = _DEPTH) -> Any:
     if isinstance(value, Enum):
         return value.name.lower()
     if isinstance(value, PurePath | spaces.Space | torch.device | torch.dtype | np.dtype):
-        return str(value)
+        return printed(value)
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().float().numpy()
     if isinstance(value, np.ndarray):
-        return _array(value)
+        return _array(value, depth)
     if isinstance(value, type) or inspect.isroutine(value):
         return value.__qualname__
-    if depth == 0:
+    if depth == 0 or type(value).__module__.split(".")[0] in _REPORTING:
         return {KIND: type(value).__qualname__}
     if isinstance(value, Mapping):
-        return {str(key): describe(item, depth - 1) for key, item in value.items()}
+        return {printed(key): describe(item, depth - 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [describe(item, depth - 1) for item in value]
     if isinstance(value, set | frozenset):
@@ -175,9 +179,14 @@ def _levels(env: gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
     yield env
 
 
-def _array(array: Any) -> Any:
+def _array(array: Any, depth: int) -> Any:
+    if array.dtype.kind == "O":
+        items = [describe(item, max(depth - 1, 0)) for item in array.flat]
+        content = str(items).encode()
+        if array.size <= _SMALL:
+            return items
+    else:
+        content = np.ascontiguousarray(array).tobytes()
     if array.size <= _SMALL and array.dtype.kind in "biufSU":
         return array.tolist()
-    content = np.ascontiguousarray(array).tobytes() if array.dtype.kind != "O" else str(array)
-    data = content if isinstance(content, bytes) else content.encode()
-    return f"{array.dtype} {list(array.shape)} {hashlib.sha256(data).hexdigest()[:16]}"
+    return f"{array.dtype} {list(array.shape)} {hashlib.sha256(content).hexdigest()[:16]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
-from fire_rl.checkpoints.attributes import constructor_arguments, is_place
+from fire_rl.checkpoints.attributes import constructor_arguments, is_place, printed
 from fire_rl.checkpoints.description import (
     KIND,
     describe,
@@ -33,8 +34,15 @@ _FREE_IN_BUFFERS = {
     "device", "env", "n_envs", "observation_space", "action_space", "buffer_size"
 }  # fmt: skip
 _OF_A_BRANCH = ("seed",)  # what another training with the same model may have of its own
-_GROWING = ("horizon",)
+_GROWING = ("horizon", "total", "total_timesteps", "total_steps")
 _SCHEDULES = ("learning_rate", "clip_range", "schedule")
+# In the names that callbacks give a run: unique numbers, dates with a time, seconds since 1970.
+_MOMENT = re.compile(
+    r"[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}"
+    r"|(19|20)\d\d([-_./]?)[01]\d\3[0-3]\d([T _-]*\d\d([:_-]?\d\d){1,2})?(\.\d+)?|\d{10,}(\.\d+)?"
+)
+_EPOCHS = (1.5e9, 4e9)
+_STARTS = ("start_time", "started", "started_at", "t0")
 _MOST = 12  # differences that are listed
 _STATE = "~state"  # stands where a value has changed: it was no option
 _NOT_GIVEN = "not given"
@@ -52,8 +60,8 @@ def identity(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) -> Identit
         "algorithm": type(model).__name__,
         "n_envs": model.n_envs,
         "spaces": {
-            "observation space": str(model.env.observation_space),
-            "action space": str(model.env.action_space),
+            "observation space": printed(model.env.observation_space),
+            "action space": printed(model.env.action_space),
         },
         "arguments": dict(_flat(_model_arguments(model))),
         "networks": _shapes(model.policy),
@@ -192,7 +200,8 @@ def _callback(callback: BaseCallback) -> dict[str, Any]:
         options = callback.get_options()
     elif not hasattr(callback, "get_state"):
         options = describe_object(callback, 3, _is_free_in_callbacks)
-    return {"class": type(callback).__name__, "options": dict(_flat(options))}
+    flat = {name: _without_moments(name, value) for name, value in _flat(options)}
+    return {"class": type(callback).__name__, "options": flat}
 
 
 def options_of(callback: BaseCallback, *more: str) -> dict[str, Any]:
@@ -204,6 +213,16 @@ def options_of(callback: BaseCallback, *more: str) -> dict[str, Any]:
     """
     options: dict[str, Any] = describe_object(callback, 4, _is_free_in_callbacks)
     return {**options, **{name: describe(getattr(callback, name)) for name in more}}
+
+
+def _without_moments(name: str, value: Any) -> Any:
+    """Leave out of a callback's option when, or as which of many runs, it was made."""
+    if isinstance(value, str):
+        return _MOMENT.sub("…", value)
+    of_a_clock = isinstance(value, float) and (
+        _EPOCHS[0] < value < _EPOCHS[1] or name.rpartition(".")[2].strip("_") in _STARTS
+    )
+    return "…" if of_a_clock else value
 
 
 def _is_free_in_callbacks(name: str) -> bool:
@@ -226,7 +245,7 @@ def _shapes(policy: nn.Module) -> dict[str, Any]:
 def _modules(policy: nn.Module) -> dict[str, Any]:
     """Every innermost module, as it prints itself: activations and their options among them."""
     return {
-        name.replace("_orig_mod.", ""): str(module)
+        name.replace("_orig_mod.", ""): printed(module)
         for name, module in policy.named_modules()
         if name and not any(True for _ in module.children())
     }

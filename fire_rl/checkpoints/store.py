@@ -274,7 +274,7 @@ def _write(
     now = identities.identity(model, callbacks)
     tree = {
         "identity": identities.without_state(training.identity, now),
-        "training": capture_training(model, callbacks),
+        "training": capture_training(model, callbacks, training.identity, now),
         "replay": head,
     }
     (target / STATE).mkdir()

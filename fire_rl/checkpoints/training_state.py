@@ -24,7 +24,9 @@ from fire_rl.checkpoints.attributes import (
     may_move,
     restorable,
 )
+from fire_rl.checkpoints.changed_arguments import capture_changed, restore_changed
 from fire_rl.checkpoints.env_state import State, capture_attributes, put_back, restore_attributes
+from fire_rl.checkpoints.identity import Identity
 from fire_rl.checkpoints.safe_tree import is_plain, is_record
 from fire_rl.checkpoints.vec_env_state import capture_vec_env, restore_vec_env
 from fire_rl.sb3 import internals
@@ -42,7 +44,9 @@ _NOT_OF_THE_MODEL = {
 _NOT_OF_A_CALLBACK = {"num_timesteps", "verbose"}
 
 
-def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) -> State:
+def capture_training(
+    model: BaseAlgorithm, callbacks: Sequence[BaseCallback], start: Identity, now: Identity
+) -> State:
     """Return all that the training needs to go on, but for the replay buffer.
 
     Exact only in ``_on_rollout_start``: elsewhere half of a step is in local variables.
@@ -50,6 +54,8 @@ def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) ->
     Args:
         model: The model.
         callbacks: The callbacks of the training, lists of callbacks included.
+        start: What the training was built with.
+        now: What it would be built with as it is now: what differs is state.
     """
     assert model.env is not None
     variables = internals.saved_variables(model)
@@ -62,6 +68,7 @@ def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) ->
             for part in _distributions(model)
         ],
         "attributes": _plain_attributes(model, _NOT_OF_THE_MODEL | set(variables)),
+        "arguments": capture_changed(model, start["arguments"], now["arguments"], is_model=True),
         "parts": capture_attributes(_parts(model)),
         "logger": {
             name: {k: v for k, v in getattr(model.logger, name).items() if is_plain(v)}
@@ -69,7 +76,12 @@ def capture_training(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) ->
         },
         "rows": capture_rows(model.logger),
         "env": capture_vec_env(model.env),
-        "callbacks": [_capture_callback(callback) for callback in walk_callbacks(callbacks)],
+        "callbacks": [
+            _capture_callback(callback, one["options"], two["options"])
+            for callback, one, two in zip(
+                walk_callbacks(callbacks), start["callbacks"], now["callbacks"], strict=True
+            )
+        ],
         "random": {
             "python": random.getstate(),
             "numpy": np.random.get_state(),  # noqa: NPY002  (the one that SB3 draws from)
@@ -151,6 +163,7 @@ def _restore_model(model: BaseAlgorithm, state: State) -> None:
         if isinstance(value, str | bytes) and vars(model).get(name) is None:
             raise ValueError(f"it would set `{name}` of {type(model).__name__} to a word")
         setattr(model, name, _like(getattr(model, name, None), value, model.device))
+    restore_changed(model, state.get("arguments", {}))
     restore_attributes(_parts(model), state["parts"])
 
 
@@ -210,11 +223,12 @@ def _begin_new_episodes(model: BaseAlgorithm) -> None:
         internals.set_last_original_observations(model, normalize.get_original_obs())
 
 
-def _capture_callback(callback: BaseCallback) -> State:
+def _capture_callback(callback: BaseCallback, start: State, now: State) -> State:
     state: State = {"class": type(callback).__name__}
     if hasattr(callback, "get_state"):
         return {**state, "own": callback.get_state()}
     state["attributes"] = _plain_attributes(callback, _NOT_OF_A_CALLBACK)
+    state["arguments"] = capture_changed(callback, start, now)
     if isinstance(vars(callback).get("eval_env"), VecEnv):
         state["eval_env"] = capture_vec_env(vars(callback)["eval_env"])
     return state
@@ -259,5 +273,6 @@ def _restore_callback(callback: Any, state: State) -> None:
                 "say where files are. Give it get_state() and set_state(state).",
                 name, type(callback).__name__, value, now,
             )  # fmt: skip
+    restore_changed(callback, state.get("arguments", {}))
     if "eval_env" in state:
         restore_vec_env(callback.eval_env, state["eval_env"])

@@ -1,8 +1,12 @@
 """A checkpoint belongs to what it was built with: every difference is refused by its name."""
 
+import logging
+import uuid
+
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -39,6 +43,42 @@ class Decay(BaseCallback):
     def _on_step(self):
         self.count += 1
         return True
+
+
+class Holder(RandomEnv):
+    """An environment with arguments of any kind, and a space that does not print its content."""
+
+    def __init__(self, items=None, table=None):
+        super().__init__(discrete=True)
+        self.items, self.table = items, table
+        self.observation_space = Unnamed(-1.0, 1.0, (3,))
+
+
+class Unnamed(spaces.Box):
+    def __repr__(self):
+        return object.__repr__(self)
+
+
+class Printing(torch.nn.Tanh):
+    def extra_repr(self):
+        return f"of {object()}"
+
+
+class Tracked(Decay):
+    """A callback with what a run is called, when it began, and where it reports to."""
+
+    def __init__(self, run, start_time, log, total=10, factor=0.5):
+        super().__init__(factor)
+        self.run, self.start_time, self.log, self.total = run, start_time, log, total
+
+
+def tracked(run, start_time, total=10, **options):
+    return cart(), Tracked(run, start_time, logging.getLogger(run), total, **options)
+
+
+def holding(number=1):
+    items = np.array([object(), number], dtype=object)
+    return cart({"items": items, "table": {object(): number}}, env=Holder)
 
 
 def cart(env_kwargs=None, n_envs=2, env="CartPole-v1", wrap=lambda venv: venv, **options):
@@ -102,6 +142,19 @@ SAME = {
     "a horizon that has grown": (
         lambda: (cart(), FireCallback(every=9, horizon=90)),
         lambda: (cart(), FireCallback(every=9, horizon=91)),
+    ),
+    "objects, by no address": (holding, holding),
+    "modules, by no address": (
+        lambda: cart(policy_kwargs={"activation_fn": Printing}),
+        lambda: cart(policy_kwargs={"activation_fn": Printing}),
+    ),
+    "another time and name of a run": (
+        lambda: tracked("ppo_2026-11-28_01-36-05", 1795829478.7),
+        lambda: tracked("ppo_2026-11-29_11-36-05", 1795829999.1),
+    ),
+    "another number of a run, and a total that has grown": (
+        lambda: tracked(f"ppo-{uuid.uuid4()}-1795829478", 1.0),
+        lambda: tracked(f"ppo-{uuid.uuid4()}-1795829999", 2.0, total=20),
     ),
     "when and where to save": (
         lambda: (cart(), RunCheckpointCallback(5, "a", keep_last=2)),
@@ -203,6 +256,16 @@ OTHER = {
         lambda: (cart(), evaluation(eval_freq=10)),
         lambda: (cart(), evaluation(eval_freq=20, n_eval_episodes=2)),
         ["EvalCallback.eval_freq is 20, was 10", "EvalCallback.n_eval_episodes is 2, was 5"],
+    ),
+    "objects in an environment's arguments": (
+        holding,
+        lambda: holding(2),
+        ["Holder.items[1] is 2, was 1", "Holder.table.<object object> is 2, was 1"],
+    ),
+    "a callback's words": (
+        lambda: tracked("ppo_1795829478", 1.0, factor=3),
+        lambda: tracked("sac_1795829999", 1.0, total=5, factor=4),
+        ["run is 'sac_…', was 'ppo_…'", "factor is 4, was 3", "total is 5, was 10"],
     ),
     "a user's callback": (
         lambda: (cart(), Decay()), lambda: (cart(), Decay(0.9)), ["Decay.factor is 0.9, was 0.5"]
