@@ -1,7 +1,7 @@
 """Kill trainings again and again, resume them, and compare all that they did and logged.
 
-    python -m benchmarks.reliability.soak             # 112 kills; about 40 minutes on two cores
-    python -m benchmarks.reliability.soak --kills 2   # a quick look
+    python -m benchmarks.reliability.soak              # 112 kills; half an hour on two cores
+    python -m benchmarks.reliability.soak --only arms  # one kind; the others' results stay
 
 Each kind of training runs once undisturbed, and once under SIGKILL at random moments, resumed each
 time as its user would: by ``RunCheckpointCallback(resume=True)``, by ``train.py --resume``, or by
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -38,7 +39,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
-from benchmarks.common import ROOT, write_result
+from benchmarks.common import RESULTS, ROOT, machine, write_result
 from benchmarks.reliability.records import compare
 from envs import make_vec_env
 from fire_rl import (
@@ -240,7 +241,7 @@ def soak(case: str, kills: int, folder: Path) -> dict[str, Any]:
     while counted.kills < kills:
         # A start takes some seconds; some kills fall into it, the others spread over the training.
         process = start(case, cut)
-        deadline = time.monotonic() + generator.uniform(0.3, 1.0) * (seconds / kills + 8.0)
+        deadline = time.monotonic() + generator.uniform(0.3, 1.0) * (seconds / kills + 4.0)
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.01)
         if process.poll() is not None:
@@ -309,16 +310,18 @@ def main() -> None:
         case, folder, checkpoints, keep = arguments.worker
         work(case, Path(folder), Path(checkpoints), None if keep == "all" else int(keep))
         return
-    results: dict[str, Any] = {}
+    path = RESULTS / "soak.json"
+    known = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
+    results: dict[str, Any] = known
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(arguments.jobs) as pool:
         folder = arguments.folder or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
         jobs = {case: pool.submit(soak, case, arguments.kills, folder) for case in arguments.only}
         for case, job in jobs.items():
-            results[case] = job.result()
+            results[case] = job.result() | {"commit": machine()["commit"]}
             print(case, results[case], flush=True)
             _write(results)
-        if "ppo_cartpole" in results:
+        if "ppo_cartpole" in jobs:
             results["full_disk"] = fill_disk(folder)
             print("full_disk", results["full_disk"])
         _write(results)
