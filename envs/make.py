@@ -96,9 +96,8 @@ def make_vec_env(
         frame_stack = atari.DEFAULT_FRAME_STACK if frame_stack is None else frame_stack
     if env_wrapper:
         wrappers.append(partial(named.wrap, wrappers=env_wrapper))
-        if not (
-            training and atari.is_atari(env_id)
-        ):  # there the end of a life is none of an episode
+        # In training on Atari the end of a life is none of an episode.
+        if not (training and atari.is_atari(env_id)):
             wrappers.append(named.EndedEpisodes)
     make: Any = partial(registry.make_env, env_id, tuple(imports), options, render_mode)
     if tasks is not None:
