@@ -52,14 +52,14 @@ class LogInterval(int):
     def __new__(cls, interval: int, model: BaseAlgorithm) -> Self:
         """Remember the model beside the number."""
         made = super().__new__(cls, interval)
-        made._model = model
+        made.model = model
         return made
 
-    _model: BaseAlgorithm
+    model: BaseAlgorithm
 
     def __rmod__(self, count: int) -> int:
         """Return what is left of the rollouts of the whole run; episodes are counted as given."""
-        model = self._model
+        model = self.model
         if isinstance(model, OnPolicyAlgorithm):
             count = model.num_timesteps // (model.n_steps * model.n_envs)
         return count % int(self)
