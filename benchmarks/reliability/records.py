@@ -103,6 +103,8 @@ def _entries(path: Path) -> Iterator[tuple[Hashable, str]]:
             try:
                 entry = json.loads(line)
             except ValueError:
+                entry = None
+            if not isinstance(entry, dict):
                 yield "damaged", line
                 continue
             about = (entry.get("num_timesteps", entry.get("step")), "recovery" in entry)
