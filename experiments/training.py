@@ -17,7 +17,7 @@ from experiments.config import RunConfig
 from experiments.flags import Args
 from experiments.folder import RunFolder, record_outcome
 from experiments.outcome import print_summary, report_error, results
-from fire_rl import RunCheckpointCallback, TrainingStopped
+from fire_rl import CheckpointError, RunCheckpointCallback, TrainingStopped
 
 
 def train(config: RunConfig, folder: RunFolder, args: Args) -> int:
@@ -33,6 +33,8 @@ def train(config: RunConfig, folder: RunFolder, args: Args) -> int:
         try:
             return learn(run, args)
         except Exception as error:
+            if resuming and isinstance(error, CheckpointError):  # its message says all
+                return report_error(error, args)
             if run.model.num_timesteps > 0 or resuming:
                 raise
             folder.remove()  # nothing was learned, nothing is lost
