@@ -311,8 +311,7 @@ def main() -> None:
         work(case, Path(folder), Path(checkpoints), None if keep == "all" else int(keep))
         return
     path = RESULTS / "soak.json"
-    known = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
-    results: dict[str, Any] = known
+    results = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(arguments.jobs) as pool:
         folder = arguments.folder or Path(name)
         folder.mkdir(parents=True, exist_ok=True)

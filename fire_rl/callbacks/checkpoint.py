@@ -165,7 +165,6 @@ class RunCheckpointCallback(BaseCallback):
 
     def _init_callback(self) -> None:
         if not goes_on(self._model, self.model):
-            self._lock.close()  # an error has left the training before
             self.clock.reset()
             if self._model not in (None, self.model):
                 self.folder = self._given_folder

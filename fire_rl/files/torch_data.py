@@ -77,7 +77,8 @@ def check_content(content: Any, name: str, limits: Limits) -> None:
             stack.pop()
             continue
         entries += 1
-        if len(stack) > _MAX_DEPTH or len(path) > _MAX_NAME:
+        depth = max(len(stack), path.count("."))  # of containers, and of the modules of a name
+        if depth > _MAX_DEPTH or len(path) > _MAX_NAME:
             raise ValueError(
                 f"`{name}`: `{printed(path)}` is nested too deep, or its name is long."
             )

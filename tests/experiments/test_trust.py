@@ -170,8 +170,8 @@ def test_a_list_that_cannot_be_written_or_read_is_no_end(state, tmp_path, monkey
         ({"agent": {"optimizer_class": "th.optim.Adam", "activation_fn": "optim.Adam"}}, ["optim"]),
         ({"env_wrapper": "stable_baselines3.common.atari_wrappers.WarpFrame"}, []),
         # Functions and classes of known packages that write to the path that they are given.
-        ({"env_wrapper": [{"torch.save": {"f": "/home/x"}}]}, ["torch"]),
-        ({"env_wrapper": [{"stable_baselines3.common.monitor.Monitor": {"filename": "/home/x"}}]},
+        ({"env_wrapper": [{"torch.save": {"f": "/out/x"}}]}, ["torch"]),
+        ({"env_wrapper": [{"stable_baselines3.common.monitor.Monitor": {"filename": "/out/x"}}]},
          ["stable_baselines3.common.monitor"]),
         ({"agent": {"replay_buffer_class": "fire_rl.sb3.frame_replay.FrameReplayBuffer"}}, []),
         ({"intervention": {"include": ["q_net.0"]}, "env_options": {"xml_file": "a:b.xml"}}, []),
